@@ -1,6 +1,6 @@
-//! A GraphQL server with a part of GitLab's schema: `gitlab PORT [COUNT]`. Before it serves, it makes COUNT documents that know
-//! only their `gitlabId`, in each of the collections `gitlab_users`, `gitlab_projects`, `gitlab_issues` and `gitlab_pipelines` of
-//! `MONGODB_URI`/`MONGODB_DATABASE`.
+//! A GraphQL server with a part of GitLab's schema: `gitlab PORT [COUNT]`. Before it serves, it makes COUNT documents
+//! that know only their `gitlabId`, in each of the collections `gitlab_users`, `gitlab_projects`, `gitlab_issues` and
+//! `gitlab_pipelines` of `MONGODB_URI`/`MONGODB_DATABASE`.
 
 #![allow(clippy::unwrap_used, reason = "the tests use the server too")]
 
@@ -13,14 +13,14 @@ use mongodb::{Client, Database, IndexModel, options::IndexOptions};
 #[path = "../integration/upstream.rs"]
 mod upstream;
 
-/// Collections, and what their ids say.
+/// Collections, and the type in their ids.
 const KINDS: [(&str, &str); 4] = [
     ("gitlab_users", "User"),
     ("gitlab_projects", "Project"),
     ("gitlab_issues", "Issue"),
     ("gitlab_pipelines", "Ci::Pipeline"),
 ];
-/// How long each answer takes, as over the internet.
+/// Delay of each answer, as over the internet.
 const LATENCY: Duration = Duration::from_millis(30);
 
 #[tokio::main]
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let name = env::var("MONGODB_DATABASE").unwrap_or_else(|_| "codex".to_owned());
     seed(&Client::with_uri_str(uri).await?.database(&name), count).await?;
     let upstream = upstream::Upstream::start_on(port).await;
-    upstream.books().delay = LATENCY;
+    upstream.state().delay = LATENCY;
     println!("{}", upstream.url);
     pending().await
 }

@@ -1,13 +1,15 @@
-//! Upgrades, uninstalling, and what other charts see of the two kinds.
+//! Upgrades, uninstallation, and other charts with objects of the two kinds.
 
 use std::fs;
 
 use serde_json::json;
 
 use super::{
-    installed::{complete, schedule, slow_job, under_way},
-    release::{BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, installed, only_the_kinds},
-    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, turn},
+    getting_started::{schedule, slow_job, wait_until_complete, wait_until_running},
+    release::{
+        BUNDLED, CHART, Data, HOME, Helm, NAMESPACED, bundled, earlier_chart, install_only_crds, install_operator,
+    },
+    support::{Namespace, apply, eventually, get, kubectl, kubectl_may_fail, lock_cluster},
 };
 
 fn has_priority() -> bool {
@@ -15,9 +17,9 @@ fn has_priority() -> bool {
 }
 
 #[tokio::test]
-async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
-    let _turn = turn();
-    installed();
+async fn an_upgrade_during_a_run_keeps_the_run_and_adds_new_fields() {
+    let _lock = lock_cluster();
+    install_operator();
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
     let earlier = earlier_chart();
     Helm::V3.install(HOME, HOME, earlier.to_str().unwrap(), &BUNDLED).unwrap();
@@ -27,19 +29,19 @@ async fn an_upgrade_in_mid_run_loses_nothing_and_brings_new_fields() {
     let data = Data::open().await;
     data.seed(&namespace.0, 15_000).await;
     apply(&namespace.0, &slow_job(&namespace.0));
-    under_way(&namespace.0);
+    wait_until_running(&namespace.0);
     Helm::V3.install(HOME, HOME, CHART, &bundled(&["podAnnotations.changed=yes"])).unwrap();
     eventually("the kinds are the new ones", || has_priority().then_some(()));
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(15_000), &json!(0)));
     assert_eq!(data.stamped(&namespace.0).await, 15_000);
     fs::remove_dir_all(earlier).unwrap();
 }
 
 #[tokio::test]
-async fn reinstalling_continues_with_the_objects_that_stayed() {
-    let _turn = turn();
-    installed();
+async fn a_reinstallation_continues_with_the_remaining_objects() {
+    let _lock = lock_cluster();
+    install_operator();
     let namespace = Namespace::new("kept");
     apply(&namespace.0, &schedule("none", json!({})));
     eventually("the first run is complete", || {
@@ -49,21 +51,21 @@ async fn reinstalling_continues_with_the_objects_that_stayed() {
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait"]).unwrap();
     kubectl(&format!("delete namespace {HOME} --timeout=120s"));
     assert!(!get(&format!("syncschedule user-sync --namespace {namespace}")).is_null());
-    // Made while nobody looks.
+    // The SyncJob is created while no operator runs.
     apply(&namespace.0, &slow_job(&namespace.0));
 
-    installed();
-    complete(&namespace.0, "run");
+    install_operator();
+    wait_until_complete(&namespace.0, "run");
     kubectl(&format!("wait --for=condition=Ready syncschedule/user-sync --namespace {namespace} --timeout=60s"));
-    // Nothing holds a namespace with objects of both kinds.
+    // A namespace with objects of both kinds can be deleted.
     kubectl(&format!("delete namespace {namespace} --timeout=120s"));
 }
 
 #[test]
 fn the_plain_manifests_install_the_same_without_helm() {
-    let _turn = turn();
-    only_the_kinds();
-    // Servers, from a release whose operator is sent away.
+    let _lock = lock_cluster();
+    install_only_crds();
+    // The servers are of a release without an operator.
     let namespace = Namespace::new("servers");
     let values = [&NAMESPACED[..], &["redis.queueName=theirs"]].concat();
     Helm::V4.install(&namespace.0, "there", CHART, &bundled(&values)).unwrap();
@@ -77,17 +79,17 @@ fn the_plain_manifests_install_the_same_without_helm() {
     kubectl("apply --server-side --force-conflicts -f manifests/install.yaml");
     kubectl(&format!("rollout status deployment/sync-operator --namespace {HOME} --timeout=120s"));
     apply(&namespace.0, &slow_job("none"));
-    complete(&namespace.0, "run");
-    // Kubernetes takes the token away with its account, before kubectl comes to it.
+    wait_until_complete(&namespace.0, "run");
+    // Kubernetes deletes the token with its account, before kubectl deletes it.
     kubectl("delete -f manifests/install.yaml --wait=false --ignore-not-found");
     kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));
-    eventually("nothing of it is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
+    eventually("no object of the release is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
 }
 
 #[test]
 fn helm_waits_for_schedules_of_another_chart() {
-    let _turn = turn();
-    installed();
+    let _lock = lock_cluster();
+    install_operator();
     let namespace = Namespace::new("wait");
     let folder = std::env::temp_dir().join(&namespace.0);
     fs::create_dir_all(folder.join("templates")).unwrap();
@@ -104,7 +106,7 @@ fn helm_waits_for_schedules_of_another_chart() {
     wrong["metadata"]["name"] = json!("wrong");
     wrong["spec"] = json!({"schedule": "0 0 31 2 *", "jobTemplate": {"spec": {}}});
     fs::write(folder.join("templates/c.yaml"), wrong.to_string()).unwrap();
-    // Helm 3 knows nothing of the state of objects whose kind it does not know.
+    // Helm 3 does not know the state of objects of unknown kinds.
     let refused = Helm::V4.install_within("20s", &namespace.0, "theirs", folder.to_str().unwrap(), &[]).unwrap_err();
     assert!(refused.contains("wrong"), "{refused}");
     fs::remove_dir_all(folder).unwrap();

@@ -1,5 +1,5 @@
-//! What a user does with the chart, on a real cluster with pods: `make test-e2e`. Tests share the cluster and its custom
-//! resource definitions, so they take turns.
+//! What a user does with the chart, on a real cluster with pods: `make test-e2e`. Tests share the cluster and its
+//! custom resource definitions, so they run one after the other.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::unwrap_in_result, clippy::too_many_lines, reason = "tests")]
 #![allow(
@@ -7,12 +7,12 @@
     reason = "each test has a runtime of its own, so a lock held across an await stops no other"
 )]
 
-mod installed;
+mod getting_started;
 mod lifecycle;
-mod mistakes;
+mod rbac;
 mod release;
-mod rights;
 mod secrets;
 mod servers;
 mod support;
 mod upgrade;
+mod user_errors;

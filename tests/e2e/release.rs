@@ -1,11 +1,11 @@
-//! The chart, installed with helm as a user would.
+//! The chart, installed with Helm.
 
 use std::{fs, path::PathBuf};
 
 use super::support::{Forward, attempt, get, make_restricted_namespace, variable};
 
 pub const CHART: &str = "charts/sync-operator";
-/// Where the operator of the whole cluster is installed, and its release's name.
+/// Namespace and release name of the operator for the whole cluster.
 pub const HOME: &str = "sync-operator";
 
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ impl Helm {
         })
     }
 
-    /// Runs helm. Its output, or what it said when it failed.
+    /// Runs Helm. Returns its output, or the error output of a failure.
     pub fn run(self, args: &[&str]) -> Result<String, String> {
         attempt(&self.program(), args, "")
     }
@@ -49,7 +49,7 @@ impl Helm {
     }
 }
 
-/// Values with which everything there is comes from this machine.
+/// Values with which all images come from this machine.
 pub const BUNDLED: [&str; 5] = [
     "bundled.redis.enabled=true",
     "bundled.redis.image=sync-operator-test/redis:7",
@@ -58,7 +58,7 @@ pub const BUNDLED: [&str; 5] = [
     "log.format=text",
 ];
 
-/// Values with which it is for its namespace only.
+/// Values of an operator for its own namespace only.
 pub const NAMESPACED: [&str; 2] = ["namespaced=true", "crds.enabled=false"];
 
 /// [`BUNDLED`] and others.
@@ -66,18 +66,18 @@ pub fn bundled<'a>(others: &[&'a str]) -> Vec<&'a str> {
     [&BUNDLED[..], others].concat()
 }
 
-/// Installs the operator for the whole cluster, unless it is there.
-pub fn installed() {
+/// Installs the operator for the whole cluster, unless it is installed.
+pub fn install_operator() {
     if get(&format!("namespace {HOME}")).is_null() {
         make_restricted_namespace(HOME);
     }
     Helm::V4.install(HOME, HOME, CHART, &bundled(&["flowSchema.enabled=true"])).unwrap();
 }
 
-/// Sees to it that the kinds are there, and no operator for the whole cluster, which would work on every SyncJob, too.
-pub fn only_the_kinds() {
+/// Installs the kinds, and uninstalls the operator for the whole cluster, which would also process every SyncJob.
+pub fn install_only_crds() {
     if get("crd syncjobs.sync.codex.dev").is_null() {
-        installed();
+        install_operator();
     }
     Helm::V4.run(&["uninstall", HOME, "--namespace", HOME, "--wait", "--ignore-not-found"]).unwrap();
 }
@@ -107,7 +107,7 @@ impl Data {
     }
 }
 
-/// A copy of the chart as an earlier release would have been: another version, and kinds without a field.
+/// A copy of the chart as an earlier release: with another version, and kinds without a field.
 pub fn earlier_chart() -> PathBuf {
     let folder = std::env::temp_dir().join(format!("sync-operator-chart-{}", std::process::id()));
     fs::remove_dir_all(&folder).ok();

@@ -5,26 +5,26 @@ use redis::{Client, IntoConnectionInfo, TlsCertificates};
 use serde_json::json;
 
 use super::{
-    installed::{complete, processed, slow_job, under_way},
-    release::{CHART, Helm, only_the_kinds},
+    getting_started::{processed, slow_job, wait_until_complete, wait_until_running},
+    release::{CHART, Helm, install_only_crds},
     servers::{Authority, mongodb, redis},
-    support::{Forward, Namespace, apply, eventually, get, kubectl, run, turn},
+    support::{Forward, Namespace, apply, eventually, get, kubectl, lock_cluster, run},
 };
 
-/// Changes a value of a Secret, and has the kubelet look at it at once instead of within a minute.
+/// Changes a value of a Secret.
 fn change(namespace: &Namespace, secret: &str, key: &str, value: &str) {
     let patch = json!({"stringData": {key: value}}).to_string();
     run("kubectl", &["patch", "secret", secret, "--namespace", &namespace.0, "--patch", &patch], "");
 }
 
-fn nudge(namespace: &Namespace) {
+fn trigger_sync(namespace: &Namespace) {
     kubectl(&format!(
         "annotate pods --namespace {namespace} -l app.kubernetes.io/component=controller --overwrite nudged={}",
         rand::random::<u32>()
     ));
 }
 
-/// How often the containers of the release's controllers were started again.
+/// Number of restarts of the containers of the controllers.
 fn restarts(namespace: &Namespace) -> i64 {
     let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
     let pods = pods["items"].as_array().unwrap().clone();
@@ -33,16 +33,16 @@ fn restarts(namespace: &Namespace) -> i64 {
 }
 
 #[tokio::test]
-async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
-    let _turn = turn();
-    only_the_kinds();
+async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
+    let _lock = lock_cluster();
+    install_only_crds();
     rustls::crypto::ring::default_provider().install_default().ok();
     let namespace = Namespace::new("secrets");
     let authority = Authority::new("sync-operator-test");
     redis(&namespace, &authority, "first");
     mongodb(&namespace, &authority);
 
-    // An administrator may be made from the server's own machine.
+    // MongoDB allows the first administrator from localhost only.
     let to_mongodb = Forward::new(&namespace.0, "pod/mongodb", 27017);
     let uri = |user: &str, host: &str, more: &str| format!("mongodb://{user}{host}/?tls=true&authSource=admin{more}");
     let local = format!("localhost:{}", to_mongodb.port);
@@ -79,9 +79,9 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     Helm::V4.install(&namespace.0, "mine", CHART, &values).unwrap();
     assert_eq!(restarts(&namespace), 0);
     apply(&namespace.0, &slow_job("users"));
-    under_way(&namespace.0);
+    wait_until_running(&namespace.0);
 
-    // Redis knows both passwords, then only the new one.
+    // Redis accepts both passwords, and then only the new one.
     let to_redis = Forward::new(&namespace.0, "pod/redis", 6379);
     let connect = |password: &str| {
         let url = format!("rediss://:{password}@localhost:{}", to_redis.port).into_connection_info().unwrap();
@@ -94,9 +94,9 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     admin(as_root.clone(), user("new")).await;
     change(&namespace, "redis", "password", "second");
     change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
-    // Two pods: the controllers have both Secrets, the sidecars that of Redis.
-    eventually("the containers were started again", || {
-        nudge(&namespace);
+    // Two pods: the controllers have both Secrets, and the sidecars the Secret of Redis.
+    eventually("the containers have restarted", || {
+        trigger_sync(&namespace);
         (restarts(&namespace) >= 4).then_some(())
     });
     let mut connection = connect("second").await;
@@ -106,7 +106,7 @@ async fn passwords_change_in_mid_run_and_own_authorities_are_trusted() {
     admin(as_root, doc! {"dropUser": "old"}).await;
 
     assert!(processed(&namespace.0) < Some(40_000), "the run was too short");
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!(status["counts"]["processed"], 40_000);
     assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)));
     kubectl(&format!("rollout status deployment/mine-sync-operator --namespace {namespace} --timeout=120s"));

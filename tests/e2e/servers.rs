@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::support::{Namespace, apply, kubectl, run};
 
-/// Certificates of an authority of our own.
+/// A private certificate authority, and its certificates.
 pub struct Authority {
     folder: PathBuf,
 }
@@ -60,7 +60,7 @@ impl Drop for Authority {
     }
 }
 
-/// A server with TLS, and its Service of the same name.
+/// Starts a server with TLS, and its Service of the same name.
 fn server(namespace: &Namespace, name: &str, image: &str, port: u16, command: &[&str]) {
     let labels = json!({"app": name});
     let mounts = json!([
@@ -92,7 +92,7 @@ fn server(namespace: &Namespace, name: &str, image: &str, port: u16, command: &[
     kubectl(&format!("wait --for=condition=Ready pod/{name} --namespace {namespace} --timeout=120s"));
 }
 
-/// A Redis that wants TLS and a password.
+/// Starts a Redis that requires TLS and a password.
 pub fn redis(namespace: &Namespace, authority: &Authority, password: &str) {
     authority.secrets(namespace, "redis");
     let command = [
@@ -119,7 +119,7 @@ pub fn redis(namespace: &Namespace, authority: &Authority, password: &str) {
     server(namespace, "redis", "sync-operator-test/redis:7", 6379, &command);
 }
 
-/// A MongoDB that wants TLS and a user.
+/// Starts a MongoDB that requires TLS and a user.
 pub fn mongodb(namespace: &Namespace, authority: &Authority) {
     authority.secrets(namespace, "mongodb");
     let command = [

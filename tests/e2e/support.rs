@@ -1,4 +1,4 @@
-//! Commands as a user types them, waiting, and what is printed when a test fails.
+//! Commands of a user, waiting, and the output of failed tests.
 
 use std::{
     env,
@@ -18,16 +18,16 @@ use kube::Client;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-/// Limit of a wait. Generous: a slow machine is no reason to fail.
+/// Limit of a wait. It is long, so that a slow machine does not cause a failure.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// One test at a time.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks the cluster for one test.
+pub fn lock_cluster() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs a program. Its output, or what it said when it failed.
+/// Runs a program. Returns its output, or all output of a failure.
 pub fn attempt(program: &str, args: &[&str], input: &str) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -54,8 +54,8 @@ pub fn apply(namespace: &str, object: &Value) {
     run("kubectl", &["apply", "--namespace", namespace, "-f", "-"], &object.to_string());
 }
 
-/// An object or a list as JSON; null when there is none. `what` is as for `kubectl get`. It is asked for over one connection: a
-/// kubectl that is started for each look takes a processor for itself while a test waits.
+/// An object or a list as JSON; null when there is none. `what` is as for `kubectl get`. The request uses one
+/// connection: a kubectl that starts for each request uses one CPU while a test waits.
 pub fn get(what: &str) -> Value {
     static CLIENT: LazyLock<(Runtime, Client)> = LazyLock::new(|| {
         rustls::crypto::ring::default_provider().install_default().ok();
@@ -64,7 +64,7 @@ pub fn get(what: &str) -> Value {
         runtime.spawn(async move { sender.send(Client::try_default().await) });
         (runtime, receiver.recv().unwrap().unwrap())
     });
-    // Tests may be inside a runtime of their own, in which nothing may block on another one.
+    // A test may run in its own runtime, which must not block on another runtime.
     let (runtime, client) = &*CLIENT;
     let request = http::Request::get(path(what)).body(Vec::new()).unwrap();
     let (client, (sender, receiver)) = (client.clone(), mpsc::channel());
@@ -72,7 +72,7 @@ pub fn get(what: &str) -> Value {
     receiver.recv().unwrap().unwrap_or_default()
 }
 
-/// The path of what `kubectl get` is given: a kind, perhaps a name, `--namespace` and `-l`.
+/// The path for arguments of `kubectl get`: a kind, optionally a name, `--namespace` and `-l`.
 fn path(what: &str) -> String {
     let mut words = what.split(' ');
     let (group, plural) = match words.next().unwrap() {
@@ -95,7 +95,7 @@ fn path(what: &str) -> String {
     format!("/{group}/{namespace}{plural}{name}{labels}")
 }
 
-/// Waits until `probe` gives something.
+/// Waits until `probe` returns a value.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -107,8 +107,8 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A namespace in which only restricted pods are let in. Deleted with what is in it when dropped; when the test failed,
-/// that is printed first.
+/// A namespace that accepts only restricted pods. Deleted with its objects when dropped. After a failed test, they are
+/// printed first.
 pub struct Namespace(pub String);
 
 impl Namespace {
@@ -141,27 +141,27 @@ impl Drop for Namespace {
 }
 
 fn everything_in(namespace: &str) -> String {
-    let mut told = String::new();
-    let mut tell = |args: &str| {
+    let mut report = String::new();
+    let mut add = |args: &str| {
         let text = kubectl_may_fail(args).unwrap_or_else(|error| error);
-        writeln!(told, "--- kubectl {args}\n{text}").unwrap();
+        writeln!(report, "--- kubectl {args}\n{text}").unwrap();
     };
-    tell(&format!("get all --namespace {namespace} -o wide"));
-    tell(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
-    tell(&format!("get syncschedules,syncjobs,syncalerts --namespace {namespace} -o yaml"));
+    add(&format!("get all --namespace {namespace} -o wide"));
+    add(&format!("get events --namespace {namespace} --sort-by=.lastTimestamp"));
+    add(&format!("get syncschedules,syncjobs,syncalerts --namespace {namespace} -o yaml"));
     let pods = get(&format!("pods --namespace {namespace}"));
     for pod in pods["items"].as_array().into_iter().flatten() {
         let name = pod["metadata"]["name"].as_str().unwrap();
-        tell(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
-        tell(&format!("describe pod --namespace {namespace} {name}"));
+        add(&format!("logs --namespace {namespace} {name} --all-containers --prefix --tail=60"));
+        add(&format!("describe pod --namespace {namespace} {name}"));
     }
-    told
+    report
 }
 
-/// A way from this machine to a port in the cluster, as long as it lives.
+/// A port on this machine that forwards to a port in the cluster, until it is dropped.
 pub struct Forward {
     child: Child,
-    /// kubectl ends when nobody reads what it says.
+    /// Keeps the pipe open: kubectl ends when no process reads its output.
     _said: BufReader<ChildStdout>,
     pub port: u16,
 }
@@ -180,7 +180,7 @@ impl Forward {
         said.read_line(&mut line).unwrap();
         // Forwarding from 127.0.0.1:40001 -> 4000
         let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next()?.parse().ok());
-        // Without one, kubectl has ended.
+        // Without a port, kubectl has ended.
         let forward = Self { child, _said: said, port: port.unwrap_or_default() };
         (forward.port > 0).then_some(forward)
     }
@@ -198,7 +198,7 @@ pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, V
     try_call(port, method, path, token).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
-/// The same where perhaps nobody answers.
+/// Calls the sidecar, which may not answer: the code and the body, or the error.
 pub fn try_call(port: u16, method: &str, path: &str, token: Option<&str>) -> Result<(u16, Value), String> {
     let url = format!("http://127.0.0.1:{port}{path}");
     let header = format!("Authorization: Bearer {}", token.unwrap_or_default());
@@ -211,7 +211,7 @@ pub fn try_call(port: u16, method: &str, path: &str, token: Option<&str>) -> Res
     Ok((code.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
-/// A setting that `make test-e2e` makes.
+/// An environment variable that `make test-e2e` sets.
 pub fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test-e2e`"))
 }

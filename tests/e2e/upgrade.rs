@@ -1,16 +1,16 @@
-//! Upgrades from an earlier release, with its chart and its image: `make prove-upgrade`.
+//! Upgrades from an earlier release with its chart and its image: `make prove-upgrade`.
 
 use serde_json::{Value, json};
 
 use super::{
-    installed::{complete, schedule},
+    getting_started::{schedule, wait_until_complete},
     release::{BUNDLED, CHART, Data, HOME, Helm, bundled},
-    support::{Namespace, apply, eventually, get, kubectl, make_restricted_namespace, turn, variable},
+    support::{Namespace, apply, eventually, get, kubectl, lock_cluster, make_restricted_namespace, variable},
 };
 
 const DOCUMENTS: i32 = 5_000;
 
-/// A SyncJob that takes a while.
+/// A slow SyncJob.
 fn job(name: &str, collection: &str) -> Value {
     json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": name},
@@ -21,9 +21,9 @@ fn job(name: &str, collection: &str) -> Value {
     })
 }
 
-/// Waits until a run has handled some documents.
-fn under_way(namespace: &Namespace, name: &str) {
-    eventually(&format!("{name} is under way"), || {
+/// Waits until a run has processed documents.
+fn wait_until_running(namespace: &Namespace, name: &str) {
+    eventually(&format!("{name} has processed documents"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
         job["status"]["counts"]["processed"].as_i64().filter(|processed| *processed > 0)
     });
@@ -33,10 +33,10 @@ fn install(chart: &str, values: &[&str]) {
     Helm::V4.install(HOME, HOME, chart, values).unwrap();
 }
 
-/// Waits for runs, which must have needed one attempt, and have stamped each document.
+/// Waits until runs are complete. Each must have no failed attempt, and have stamped each document.
 async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
     for name in names {
-        let status = complete(&namespace.0, name)["status"].take();
+        let status = wait_until_complete(&namespace.0, name)["status"].take();
         assert_eq!((&status["counts"]["processed"], &status["attempts"]), (&json!(DOCUMENTS), &json!(0)), "{status}");
         let field = format!("{name}At");
         let stamped = bson::doc! {field: {"$type": "date"}};
@@ -47,8 +47,8 @@ async fn finished(namespace: &Namespace, data: &Data, names: &[&str]) {
 
 #[tokio::test]
 #[ignore = "needs the image of an earlier release: make prove-upgrade"]
-async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
-    let _turn = turn();
+async fn runs_survive_an_upgrade_and_a_downgrade() {
+    let _lock = lock_cluster();
     let (chart, tag) = (variable("EARLIER_CHART"), format!("image.tag={}", variable("EARLIER_TAG")));
     let earlier = [&BUNDLED[..], &[tag.as_str()]].concat();
     if get(&format!("namespace {HOME}")).is_null() {
@@ -66,14 +66,14 @@ async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
     for name in ["first", "second", "suspended"] {
         apply(&namespace.0, &job(name, &namespace.0));
     }
-    under_way(&namespace, "suspended");
+    wait_until_running(&namespace, "suspended");
     kubectl(&format!(
         "patch syncjob suspended --namespace {namespace} --type=merge -p {{\"spec\":{{\"suspended\":true}}}}"
     ));
-    eventually("it is suspended", || {
+    eventually("the run is suspended", || {
         (get(&format!("syncjob suspended --namespace {namespace}"))["status"]["phase"] == "Suspended").then_some(())
     });
-    under_way(&namespace, "first");
+    wait_until_running(&namespace, "first");
 
     install(CHART, &bundled(&[]));
     apply(&namespace.0, &job("third", &namespace.0));
@@ -89,7 +89,7 @@ async fn runs_survive_an_upgrade_in_mid_run_and_the_way_back() {
     });
 
     apply(&namespace.0, &job("back", &namespace.0));
-    under_way(&namespace, "back");
+    wait_until_running(&namespace, "back");
     install(&chart, &earlier);
     finished(&namespace, &data, &["back"]).await;
     let schedule = get(&format!("syncschedule user-sync --namespace {namespace}"));

@@ -1,4 +1,4 @@
-//! What must be true after a round.
+//! The checks after a round.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,14 +20,14 @@ use tokio::time::{Instant, sleep};
 use crate::{
     LEASE, LIMIT, REJECTED, ROLLED_BACK, RUNS, USERS,
     round::{History, Round, rolled_back},
-    support::World,
+    support::TestEnv,
     upstream,
 };
 
 impl Round<'_> {
     /// Waits until all runs have ended, and checks everything. Returns how many had not ended at first.
     pub async fn check(&self) -> usize {
-        let (unfinished, jobs) = self.all_ended().await;
+        let (unfinished, jobs) = self.wait_for_all_runs().await;
         self.history.note("all runs have ended");
         for job in &jobs {
             if job.name_any() == "rolled-back" {
@@ -38,15 +38,15 @@ impl Round<'_> {
                 self.check_run(job).await;
             }
         }
-        self.no_name_is_older_than_its_stamp().await;
-        one_job_for_each_slot(&jobs);
+        self.check_names().await;
+        check_slots(&jobs);
         self.statuses.check(&jobs);
-        self.redis_is_tidy().await;
-        self.history.note("Redis is tidy");
-        self.nobody_writes_any_more(&jobs).await;
-        self.history.note("nobody writes any more");
+        self.check_redis().await;
+        self.history.note("Redis has nothing left of ended and deleted runs");
+        self.check_no_writes(&jobs).await;
+        self.history.note("no process writes any more");
         self.statuses.check(&jobs);
-        self.last_run_brings_all().await;
+        self.check_last_run().await;
         unfinished
     }
 
@@ -81,29 +81,29 @@ impl Round<'_> {
         assert!(!names.iter().any(|name| name.starts_with("sync_journal.")), "rolled-back: {names:?}");
     }
 
-    /// What was asked for at a time is at least as new as what there was then.
-    async fn no_name_is_older_than_its_stamp(&self) {
-        let versions = self.upstream.books().versions.clone();
+    /// Checks that each fetched name is at least as new as the name that the server had at the time of the stamp.
+    async fn check_names(&self) {
+        let versions = self.upstream.state().versions.clone();
         let mut users = self.users().find(doc! {"fetched": {"$exists": true}}).await.unwrap();
         while let Some(user) = users.next().await {
             let user = user.unwrap();
             let (id, stamp) = (user.get_i32("_id").unwrap(), user.get_datetime("fetched").unwrap().to_system_time());
             let name = user.get_document("profile").unwrap().get_str("name").unwrap();
             let version = name.strip_prefix(&format!("User {id} v")).and_then(|text| text.parse::<usize>().ok());
-            // Redis tells the time of a claim, and from then on it is another clock.
+            // Redis gives the time of a claim. After it, the worker uses its own clock.
             let before = stamp - Duration::from_millis(20);
             let least = versions.iter().filter(|changed| **changed <= before).count();
             assert!(version.is_some_and(|version| version >= least), "{id}, fetched {stamp:?}: {name}, not v{least}");
         }
     }
 
-    /// With the last run every user has the name that the server has.
-    async fn last_run_brings_all(&self) {
+    /// Runs once more, and checks that every user has the name of the server.
+    async fn check_last_run(&self) {
         self.make_run("last", &self.fetching(Batching::PerBatch)).await;
-        let (_, jobs) = self.all_ended().await;
+        let (_, jobs) = self.wait_for_all_runs().await;
         let last = jobs.into_iter().find(|job| job.name_any() == "last").unwrap().status.unwrap();
         assert!(is_true(&last.conditions, "Complete"), "last: {:?}", last.conditions);
-        let version = self.upstream.books().versions.len();
+        let version = self.upstream.state().versions.len();
         let mut wrong = self.users().find(doc! {"_id": {"$gte": REJECTED}}).await.unwrap();
         while let Some(user) = wrong.next().await {
             let user = user.unwrap();
@@ -114,7 +114,7 @@ impl Round<'_> {
         assert_eq!(last.counts.unwrap().failed, i64::from(REJECTED), "last");
     }
 
-    async fn all_ended(&self) -> (usize, Vec<SyncJob>) {
+    async fn wait_for_all_runs(&self) -> (usize, Vec<SyncJob>) {
         let began = Instant::now();
         let mut at_first = None;
         loop {
@@ -143,8 +143,8 @@ impl Round<'_> {
         let good = i64::from(matched(job) - REJECTED);
         if is_true(&status.conditions, "Failed") {
             let reason = &status.conditions.iter().find(|found| found.type_ == "Failed").unwrap().reason;
-            // Redis lost the run before a status told its start. With its new start an Incremental run leaves out what it
-            // stamped, and finds that all the rest is refused.
+            // Redis lost the run before a status had its start. With its new start an Incremental run leaves out what
+            // it stamped, and finds that all the rest is refused.
             let restarted = incremental && reason == "TooManyFailed" && counts.processed == i64::from(REJECTED);
             if restarted && self.count(doc! {&field: {"$exists": true}}).await == good {
                 return;
@@ -162,19 +162,19 @@ impl Round<'_> {
         let matched = matched(job);
         let later = self.count(doc! {&field: {"$gte": start}}).await;
         let by_this_run = self.count(doc! {&field: start}).await;
-        let told = (counts.processed, counts.updated + counts.unchanged);
+        let counted = (counts.processed, counts.updated + counts.unchanged);
         if incremental {
-            // As above: it need not have found everything again.
+            // After a restart, as above, the run need not find all documents again.
             let stamped = self.count(doc! {&field: {"$exists": true}}).await;
             assert_eq!(stamped, good, "{name}: stamped documents");
             assert_eq!(counts.updated, by_this_run, "{name} counts what it stamped: {counts:?}");
             return;
         }
-        assert_eq!(told, (i64::from(matched), good), "{name}: {counts:?}");
+        assert_eq!(counted, (i64::from(matched), good), "{name}: {counts:?}");
         assert_eq!(later, good, "{name}: documents that carry its start, {start}, or a later one");
         if field.starts_with('f') {
             assert_eq!(by_this_run, good, "{name}: documents that carry its start, {start}");
-            assert_eq!(counts.updated, good, "{name}: nobody else stamps this field: {counts:?}");
+            assert_eq!(counts.updated, good, "{name}: no other run stamps this field: {counts:?}");
         }
     }
 
@@ -182,8 +182,8 @@ impl Round<'_> {
         self.world.count(filter).await as i64
     }
 
-    /// No run that has ended is at work or waits, and of deleted ones there is nothing.
-    async fn redis_is_tidy(&self) {
+    /// Checks that no ended run is active or waiting in Redis, and that nothing is left of deleted runs.
+    async fn check_redis(&self) {
         let key = |name: &str| format!("{{sync:{}}}:{name}", self.world.name);
         let deleted = self.deleted.lock().unwrap().clone();
         let (began, mut redis) = (Instant::now(), self.redis().await);
@@ -211,8 +211,8 @@ impl Round<'_> {
         }
     }
 
-    /// Clears stamps and waits: a worker that does not know that its run is over would set them again.
-    async fn nobody_writes_any_more(&self, jobs: &[SyncJob]) {
+    /// Removes stamps and waits. A worker that does not know the end of its run would set them again.
+    async fn check_no_writes(&self, jobs: &[SyncJob]) {
         let fields: Vec<_> = (0..RUNS)
             .map(|run| format!("f{run}"))
             .chain(["shared", "scheduled", "fetched"].map(str::to_owned))
@@ -220,7 +220,7 @@ impl Round<'_> {
         let some = doc! {"_id": {"$gte": USERS / 2}};
         let unset: Document = fields.iter().map(|field| (field.clone(), Bson::from(""))).collect();
         let began = Instant::now();
-        // A primary that was only just elected may yet give way to another one.
+        // A primary that has just been elected may be replaced by another one.
         while let Err(error) = self.users().update_many(some.clone(), doc! {"$unset": unset.clone()}).await {
             assert!(began.elapsed() < LIMIT, "{error}");
             sleep(Duration::from_millis(200)).await;
@@ -239,13 +239,13 @@ impl Round<'_> {
     }
 }
 
-/// How many documents a run has to handle.
+/// Number of documents of a run.
 fn matched(job: &SyncJob) -> i32 {
     let filter = serde_json::to_value(&job.spec.target.filter).unwrap();
     filter["_id"]["$lt"].as_i64().map_or(USERS, |limit| limit as i32)
 }
 
-fn one_job_for_each_slot(jobs: &[SyncJob]) {
+fn check_slots(jobs: &[SyncJob]) {
     let mut of_slots: HashMap<&str, Vec<String>> = HashMap::new();
     for job in jobs {
         if let Some(slot) = job.annotations().get("sync.codex.dev/scheduled-at") {
@@ -258,14 +258,14 @@ fn one_job_for_each_slot(jobs: &[SyncJob]) {
 
 type Seen = HashMap<String, (String, Vec<(f64, SyncJobStatus)>)>;
 
-/// Every status a SyncJob was seen with, by uid, and when.
+/// All observed statuses of each SyncJob, by uid, with times.
 pub struct Statuses {
     seen: Arc<Mutex<Seen>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Statuses {
-    pub fn follow(world: &World, history: History) -> Self {
+    pub fn follow(world: &TestEnv, history: History) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let (jobs, kept) = (world.jobs(), Arc::clone(&seen));
         let task = tokio::spawn(async move {
@@ -309,8 +309,8 @@ impl Statuses {
         }
     }
 
-    /// The statuses of the SyncJobs with these names, a line for each.
-    pub fn tell(&self, names: &HashSet<&str>) -> String {
+    /// The statuses of the SyncJobs with these names, one status on each line.
+    pub fn describe(&self, names: &HashSet<&str>) -> String {
         let mut text = String::new();
         for (uid, (name, statuses)) in &*self.seen.lock().unwrap() {
             if !names.contains(name.as_str()) {

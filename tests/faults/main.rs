@@ -1,8 +1,9 @@
-//! Faults at random, against real processes: three controllers and a worker, an API server, Redis and a MongoDB replica
-//! set, killed, paused, restarted, and cut off from each other while twenty runs are under way, three of which fetch from a GraphQL
-//! server with a bad day. After each round
-//! everything must have come out right. `make test-faults ROUNDS=200 SEED=1`; a failure prints the round's seed, and
-//! `make test-faults ROUNDS=1 SEED=that` does the same again.
+//! Random faults against real processes: three controllers, a worker, an API server, Redis and a MongoDB replica set
+//! are killed, paused, restarted, and cut off from each other during twenty runs. Three of the runs fetch from a
+//! GraphQL server that gives faulty answers. After each round all runs must have ended with the correct result.
+//!
+//! `make test-faults ROUNDS=200 SEED=1` plays the rounds. A failure prints the seed of its round, and
+//! `make test-faults ROUNDS=1 SEED=that` repeats its faults.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,14 +11,14 @@
     clippy::unwrap_in_result,
     clippy::too_many_lines,
     dead_code,
-    reason = "a round that cannot go on fails; not all that tests share is used here"
+    reason = "a round that cannot continue fails; not all shared code of the tests is used here"
 )]
 
 mod check;
-mod directed;
-mod ground;
+mod environment;
+mod plan;
+mod replica_set;
 mod round;
-mod schedule;
 #[path = "../integration/support.rs"]
 mod support;
 #[path = "../integration/upstream.rs"]
@@ -28,20 +29,20 @@ use std::{env, process::ExitCode, time::Duration};
 use sync_operator::api::source::Batching;
 use tokio::time::Instant;
 
-use ground::Ground;
+use environment::Environment;
 
 /// Operator processes; the last one is a worker.
 const OPERATORS: usize = 4;
 const RUNS: usize = 20;
-/// Of them, the first ones fetch.
+/// Batching of the first runs, which fetch.
 const FETCHING: [Batching; 3] = [Batching::PerBatch, Batching::PerUser, Batching::Pages];
 const USERS: i32 = 2000;
-/// Of them, those the collection's validator refuses.
+/// Users that the validator of the collection refuses.
 const REJECTED: i32 = 3;
-/// Documents of the run that is rolled back; as many of them as above are refused.
+/// Documents of the run that is rolled back. `REJECTED` of them are refused.
 const ROLLED_BACK: i32 = 200;
 const LEASE: Duration = Duration::from_secs(1);
-/// Once faults are over, everything must have ended within this time.
+/// Time in which all runs must end after the faults.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -49,23 +50,23 @@ fn main() -> ExitCode {
     let (rounds, seed) = (number("ROUNDS", 200), number("SEED", rand::random::<u32>().into()));
     println!("{rounds} rounds, SEED={seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let ground = Ground::up(OPERATORS);
-    runtime.block_on(directed::a_stamp_that_could_be_rolled_back_does_not_count(&ground));
+    let environment = Environment::up(OPERATORS);
+    runtime.block_on(replica_set::a_stamp_that_could_be_rolled_back_does_not_count(&environment));
     for round in 0..rounds {
         let (began, seed) = (Instant::now(), seed + round);
-        let played = runtime.block_on(round::play(&ground, seed));
+        let played = runtime.block_on(round::play(&environment, seed));
         let took = began.elapsed().as_secs_f64();
         match played {
             Ok(summary) => println!("round {}/{rounds}  seed {seed}  {took:.1} s  {summary}", round + 1),
             Err(report) => {
                 eprintln!("\nround {}/{rounds}  seed {seed}  FAILED after {took:.1} s\n{report}", round + 1);
-                eprintln!("logs and all of that: {}", ground.folder().display());
-                eprintln!("to repeat it: make test-faults ROUNDS=1 SEED={seed}");
-                std::fs::write(ground.folder().join("report"), report).unwrap();
+                eprintln!("logs and report: {}", environment.folder().display());
+                eprintln!("repeat it with: make test-faults ROUNDS=1 SEED={seed}");
+                std::fs::write(environment.folder().join("report"), report).unwrap();
                 return ExitCode::FAILURE;
             }
         }
     }
-    std::fs::remove_dir_all(ground.folder()).ok();
+    std::fs::remove_dir_all(environment.folder()).ok();
     ExitCode::SUCCESS
 }

@@ -1,4 +1,4 @@
-//! One round: a world of its own, operators, runs, and what the schedule does to them.
+//! One round: its own environment, operators, runs, and the faults of the plan.
 
 use std::{
     any::Any,
@@ -24,23 +24,23 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sync_operator::api::{SyncJob, SyncSchedule, source::Batching};
 use tokio::{
-    sync::{Mutex as Turn, MutexGuard},
+    sync::{Mutex as AsyncMutex, MutexGuard},
     time::{Instant, sleep},
 };
 
 use crate::{
     FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
-    ground::{Ground, MEMBERS},
-    schedule::{Fault, schedule},
-    support::{Operator, World, source as manifest},
+    environment::{Environment, MEMBERS},
+    plan::{Fault, plan_faults},
+    support::{Operator, TestEnv, source as manifest},
     upstream::{Instead, Upstream},
 };
 
 /// Lines of each operator's log that a report shows.
 const TAIL: usize = 15;
 
-/// What was done in a round, with times.
+/// The faults and checks of a round, with times.
 #[derive(Clone)]
 pub struct History(Arc<Mutex<Vec<String>>>, Instant);
 
@@ -55,8 +55,8 @@ impl History {
 }
 
 pub struct Round<'a> {
-    pub ground: &'a Ground,
-    pub world: World,
+    pub environment: &'a Environment,
+    pub world: TestEnv,
     pub history: History,
     pub statuses: Statuses,
     /// By uid.
@@ -64,29 +64,31 @@ pub struct Round<'a> {
     /// Name and uid.
     pub deleted: Mutex<Vec<(String, String)>>,
     pub upstream: Upstream,
-    operators: Vec<Turn<Operator>>,
-    /// Whoever does something to a server, a proxy or a run has it for himself meanwhile.
-    turns: Mutex<HashMap<String, Arc<Turn<()>>>>,
+    operators: Vec<AsyncMutex<Operator>>,
+    /// Locks of the servers, proxies and runs: only one fault at the same time changes each of them.
+    locks: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     logs: PathBuf,
 }
 
-/// Plays the round of a seed. Returns a summary, or what went wrong.
-pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
+/// Plays the round of a seed. Returns a summary, or the report of a failure.
+pub async fn play(environment: &Environment, seed: u64) -> Result<String, String> {
     let history = History(Arc::default(), Instant::now());
-    let logs = ground.folder().join(format!("seed-{seed}"));
+    let logs = environment.folder().join(format!("seed-{seed}"));
     fs::create_dir_all(&logs).unwrap();
     let mut random = StdRng::seed_from_u64(seed);
-    let world = World::on(ground.servers.clone()).await;
+    let world = TestEnv::on(environment.servers.clone()).await;
     world.seed(USERS, REJECTED).await;
     let round = Round {
-        ground,
+        environment,
         history: history.clone(),
         statuses: Statuses::follow(&world, history),
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
         upstream: Upstream::with_people(USERS as usize).await,
-        operators: (0..OPERATORS).map(|operator| Turn::new(start(ground, &world, &logs, operator))).collect(),
-        turns: Mutex::default(),
+        operators: (0..OPERATORS)
+            .map(|operator| AsyncMutex::new(start(environment, &world, &logs, operator)))
+            .collect(),
+        locks: Mutex::default(),
         logs,
         world,
     };
@@ -101,15 +103,15 @@ pub async fn play(ground: &Ground, seed: u64) -> Result<String, String> {
     }
 }
 
-/// Starts an operator. What all of them are told stands here.
-fn start(ground: &Ground, world: &World, logs: &Path, operator: usize) -> Operator {
+/// Starts an operator with the arguments of all operators.
+fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
     let log = "warn,sync_operator=debug";
     let common =
         ["--lease-duration", &lease, "--workers", "2", "--log-level", log, "--source-allowed-cidrs", "127.0.0.0/8"];
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
-    let servers = ground.for_operator(operator);
+    let servers = environment.operator_servers(operator);
     let started = if operator + 1 < OPERATORS {
         world.operator_on(servers, "controller", &[&common[..], &leader].concat())
     } else {
@@ -126,8 +128,8 @@ pub fn rolled_back(id: i32) -> Document {
     doc! {"_id": id, "email": email, "profile": {"age": id, "name": "before"}, "fetched": "never"}
 }
 
-/// Of ten requests one goes wrong, each time in another way.
-fn bad_day(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
+/// Answers of which about one in ten is faulty, in various ways.
+fn random_answers(mut random: StdRng) -> Box<dyn FnMut() -> Option<Instead> + Send> {
     Box::new(move || match random.random_range(0..100) {
         0..=1 => Some(Instead::Status(500, vec![])),
         2 => Some(Instead::Status(429, vec![("retry-after", "1".to_owned())])),
@@ -149,29 +151,29 @@ impl Round<'_> {
         self.upstream.change();
         self.make_runs(random).await;
         self.history.note("runs are made");
-        let (scheduled, faults) = (random.random_bool(0.3), schedule(random));
+        let (scheduled, faults) = (random.random_bool(0.3), plan_faults(random));
         if scheduled {
             self.make_schedule().await;
         }
         let began = Instant::now();
         let count = faults.len();
-        self.upstream.books().mood = Some(bad_day(StdRng::seed_from_u64(random.random())));
+        self.upstream.state().next_answer = Some(random_answers(StdRng::seed_from_u64(random.random())));
         let changes = async {
             loop {
                 self.upstream.change();
                 sleep(Duration::from_millis(300)).await;
             }
         };
-        let inflicted = faults.into_iter().map(|(at, fault)| async move {
+        let injected = faults.into_iter().map(|(at, fault)| async move {
             tokio::time::sleep_until(began + at).await;
-            self.inflict(fault).await;
+            self.inject(fault).await;
         });
         tokio::select! {
-            _ = join_all(inflicted) => {}
+            _ = join_all(injected) => {}
             () = changes => {}
         }
-        self.upstream.books().mood = None;
-        self.heal(scheduled).await;
+        self.upstream.state().next_answer = None;
+        self.end_faults(scheduled).await;
         let unfinished = self.check().await;
         format!("{count} faults; {unfinished} runs had not ended when they were over")
     }
@@ -197,7 +199,7 @@ impl Round<'_> {
         self.make_rolled_back().await;
     }
 
-    /// A run that fetches users' names: by the batch, one by one for some of them, or from pages with all.
+    /// A spec of a run that fetches the names of users: by batch, one by one for some of them, or by pages of all.
     pub fn fetching(&self, how: Batching) -> Value {
         let mut source = match how {
             Batching::PerBatch => json!({
@@ -216,7 +218,7 @@ impl Round<'_> {
                 "pagination": {"nextPath": "/data/people/pageInfo/endCursor", "morePath": "/data/people/pageInfo/hasNextPage"},
             }),
         };
-        // The runs are of one source: of two answers, the later one stays in a document.
+        // The runs share one source. Of two answers, the later one stays in a document.
         source["name"] = "users".into();
         source["batching"] = serde_json::to_value(how).unwrap();
         source["endpoint"] = self.upstream.url.clone().into();
@@ -232,7 +234,7 @@ impl Round<'_> {
         })
     }
 
-    /// A run that fails in the end, whatever happens before, and leaves no trace in its collection.
+    /// Creates a run that always fails in the end, and leaves its collection unchanged.
     async fn make_rolled_back(&self) {
         let database = &self.world.database;
         let documents = (0..ROLLED_BACK).map(rolled_back);
@@ -250,8 +252,8 @@ impl Round<'_> {
 
     pub async fn make_run(&self, name: &str, spec: &Value) {
         let job = SyncJob::new(name, serde_json::from_value(spec.clone()).unwrap());
-        match insist(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
-            // Made by a try before, whose answer was lost.
+        match retry_request(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
+            // An earlier request has created it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             made => drop(made.unwrap()),
         }
@@ -264,7 +266,7 @@ impl Round<'_> {
         self.world.schedules().create(&PostParams::default(), &schedule).await.unwrap();
     }
 
-    async fn inflict(&self, fault: Fault) {
+    async fn inject(&self, fault: Fault) {
         let text = format!("{fault:?}");
         self.history.note(&text);
         match fault {
@@ -283,46 +285,46 @@ impl Round<'_> {
             Fault::StopOperator(operator, gone) => {
                 let mut process = self.operators[operator].lock().await;
                 assert!(process.is_running(), "operator {operator} ended by itself");
-                // Before it listens to signals, SIGTERM ends it like any other program.
+                // Before the process handles signals, SIGTERM kills it.
                 let listens = process.log().contains("started");
                 let code = process.stop_and_wait().await;
-                assert!(code == Some(0) || !listens, "operator {operator} was told to stop, and ended with {code:?}");
+                assert!(code == Some(0) || !listens, "operator {operator} received SIGTERM, and ended with {code:?}");
                 sleep(gone).await;
                 *process = self.start(operator);
             }
             Fault::KillServer(server, gone) => {
-                let turn = self.turn(server);
-                let _mine = turn.lock().await;
-                self.ground.server("kill", server).await;
+                let lock = self.lock_of(server);
+                let _guard = lock.lock().await;
+                self.environment.server("kill", server).await;
                 sleep(gone).await;
-                self.ground.server("start", server).await;
+                self.environment.server("start", server).await;
             }
             Fault::FlushRedis => {
-                let turn = self.turn("redis");
-                let _mine = turn.lock().await;
+                let lock = self.lock_of("redis");
+                let _guard = lock.lock().await;
                 let mut connection = self.redis().await;
                 redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
             }
             Fault::StepDown => join_all(MEMBERS.map(|member| self.step_down(member))).await.into_iter().collect(),
-            Fault::Spoil(proxies, toxic, lasts) => {
-                let turns: Vec<_> = proxies.iter().map(|proxy| self.turn(proxy)).collect();
-                // Always in the same order.
-                let mut mine: Vec<MutexGuard<()>> = Vec::new();
-                for turn in &turns {
-                    mine.push(turn.lock().await);
+            Fault::AddToxic(proxies, toxic, lasts) => {
+                let locks: Vec<_> = proxies.iter().map(|proxy| self.lock_of(proxy)).collect();
+                // All faults lock in the same order.
+                let mut guards: Vec<MutexGuard<()>> = Vec::new();
+                for lock in &locks {
+                    guards.push(lock.lock().await);
                 }
-                join_all(proxies.iter().map(|proxy| self.ground.spoil(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.add_toxic(proxy, &toxic))).await;
                 sleep(lasts).await;
-                join_all(proxies.iter().map(|proxy| self.ground.mend(proxy, &toxic))).await;
+                join_all(proxies.iter().map(|proxy| self.environment.remove_toxic(proxy, &toxic))).await;
             }
-            Fault::Wish(run, spec) => self.wish(run, &spec).await,
+            Fault::PatchSpec(run, spec) => self.patch_spec(run, &spec).await,
             Fault::Delete(run) => self.delete(run).await.map_or((), drop),
             Fault::Replace(run) => {
                 if let Some(mut job) = self.delete(run).await {
                     job.spec.suspended = false;
                     job.spec.cancelled = false;
                     let mut spec = serde_json::to_value(&job.spec).unwrap();
-                    // An Incremental one would leave out what the first one stamped.
+                    // An Incremental run would leave out the documents that the first run stamped.
                     spec["syncType"] = json!("Full");
                     self.make_run(&format!("run-{run}"), &spec).await;
                 }
@@ -332,33 +334,33 @@ impl Round<'_> {
     }
 
     fn start(&self, operator: usize) -> Operator {
-        start(self.ground, &self.world, &self.logs, operator)
+        start(self.environment, &self.world, &self.logs, operator)
     }
 
-    fn turn(&self, of: &str) -> Arc<Turn<()>> {
-        Arc::clone(self.turns.lock().unwrap().entry(of.to_owned()).or_default())
+    fn lock_of(&self, of: &str) -> Arc<AsyncMutex<()>> {
+        Arc::clone(self.locks.lock().unwrap().entry(of.to_owned()).or_default())
     }
 
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.ground.servers.redis.as_str()).unwrap();
+        let client = redis::Client::open(self.environment.servers.redis.as_str()).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
     /// Asks a member to step down. Only the primary does.
     async fn step_down(&self, member: &str) {
-        let turn = self.turn(member);
-        // One that is killed or cut off cannot be asked.
-        let Ok(_mine) = turn.try_lock() else { return };
-        let admin = self.ground.member(member).await;
+        let lock = self.lock_of(member);
+        // A member that is killed or disconnected cannot answer.
+        let Ok(_guard) = lock.try_lock() else { return };
+        let admin = self.environment.member(member).await;
         admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
     }
 
-    async fn wish(&self, run: usize, spec: &Value) {
+    async fn patch_spec(&self, run: usize, spec: &Value) {
         let name = format!("run-{run}");
-        let turn = self.turn(&name);
-        let _mine = turn.lock().await;
+        let lock = self.lock_of(&name);
+        let _guard = lock.lock().await;
         let patch = Patch::Merge(json!({ "spec": spec }));
-        match insist(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
+        match retry_request(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             patched => {
                 if let (Some(uid), true) = (patched.unwrap().uid(), spec["cancelled"] == true) {
@@ -371,13 +373,13 @@ impl Round<'_> {
     /// Deletes a SyncJob. Returns it as it was.
     async fn delete(&self, run: usize) -> Option<SyncJob> {
         let name = format!("run-{run}");
-        let turn = self.turn(&name);
-        let _mine = turn.lock().await;
-        let job = insist(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
+        let lock = self.lock_of(&name);
+        let _guard = lock.lock().await;
+        let job = retry_request(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
         let preconditions = Preconditions { uid: job.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match insist(async || self.world.jobs().delete(&name, &params).await).await {
-            // Gone already: the answer of a try before was lost.
+        match retry_request(async || self.world.jobs().delete(&name, &params).await).await {
+            // An earlier request has deleted it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             deleted => drop(deleted.unwrap()),
         }
@@ -385,14 +387,14 @@ impl Round<'_> {
         Some(job)
     }
 
-    /// Ends the wishes that would keep runs from ending. The faults are over.
-    async fn heal(&self, scheduled: bool) {
+    /// Resumes the suspended runs after the faults, so that all runs can end.
+    async fn end_faults(&self, scheduled: bool) {
         for run in 0..RUNS {
-            self.wish(run, &json!({"suspended": false})).await;
+            self.patch_spec(run, &json!({"suspended": false})).await;
         }
         if scheduled {
             let patch = Patch::Merge(json!({"spec": {"suspended": true}}));
-            insist(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
+            retry_request(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
                 .await
                 .unwrap();
         }
@@ -403,21 +405,21 @@ impl Round<'_> {
     }
 
     pub async fn jobs(&self) -> Vec<SyncJob> {
-        insist(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
+        retry_request(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
     }
 
     pub fn users(&self) -> mongodb::Collection<Document> {
         self.world.database.collection("users")
     }
 
-    /// What to tell people about a failure: what was expected, what was done, how the SyncJobs it names got there, and
+    /// Report of a failure: the failed check, the faults, the statuses of the SyncJobs that it names, and
     /// the ends of the logs.
     fn report(&self, panic: &(dyn Any + Send)) -> String {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
         let mut report = format!("{text}\n\nWhat was done:\n{}\n", self.history.0.lock().unwrap().join("\n"));
         let words: HashSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
-        report += &self.statuses.tell(&words);
+        report += &self.statuses.describe(&words);
         let mut logs: Vec<_> = fs::read_dir(&self.logs).unwrap().map(|entry| entry.unwrap().path()).collect();
         logs.sort();
         for log in logs {
@@ -430,8 +432,8 @@ impl Round<'_> {
     }
 }
 
-/// Tries until the API server answers: it may be down, or just starting.
-pub async fn insist<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
+/// Repeats a request until the API server answers.
+pub async fn retry_request<T>(mut request: impl AsyncFnMut() -> kube::Result<T>) -> kube::Result<T> {
     let began = Instant::now();
     loop {
         match request().await {

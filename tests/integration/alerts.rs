@@ -12,45 +12,45 @@ use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
-    operator::{apply_once, told},
-    own::Own,
-    sinks::{HttpSink, Instead, MailSink, PASSWORD, Taken, USER},
+    operator::{apply_once, wait_for_events},
+    servers::DedicatedServer,
+    sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
     sources::{ALLOWED, secret},
-    support::{Operator, World, eventually},
+    support::{Operator, TestEnv, eventually},
 };
 
 const HOOK: &str = "/hook";
 const KEY: &str = "a key to sign with";
 
-fn alerts(world: &World) -> Api<SyncAlert> {
+fn alerts(world: &TestEnv) -> Api<SyncAlert> {
     Api::namespaced(world.client.clone(), &world.name)
 }
 
-/// A webhook of the server, at a path that names it.
+/// A webhook sink at a path of the server. The path is also its name.
 pub fn webhook(http: &HttpSink, path: &str) -> Value {
     let hook = json!({"url": format!("{}{path}", http.url), "hmacSecretRef": {"name": "hmac", "key": "key"}});
     json!({"name": path.trim_matches('/'), "webhook": hook})
 }
 
-/// A SyncAlert that tells of failed runs at once.
-pub async fn apply_alert(world: &World, sinks: &Value, further: &Value) {
+/// Applies a SyncAlert that reports failed runs at once.
+pub async fn apply_alert(world: &TestEnv, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
     let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
     alerts(world).create(&PostParams::default(), &alert).await.unwrap();
 }
 
-async fn status(world: &World) -> SyncAlertStatus {
+async fn status(world: &TestEnv) -> SyncAlertStatus {
     alerts(world).get("team").await.unwrap().status.unwrap_or_default()
 }
 
-/// A schedule whose only run fails.
-async fn fail(world: &World, name: &str) {
+/// Creates a schedule whose only run fails.
+async fn fail(world: &TestEnv, name: &str) {
     apply_once(world, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
 }
 
-/// Lets the schedule run once more, with or without success.
-async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
+/// Triggers another run of the schedule, which fails if `is_wrong`.
+async fn run_again(world: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     let filter = if is_wrong { json!({"age": {"$bigger": 3}}) } else { json!({}) };
     let template = json!({"spec": {"target": {"filter": Value::Null}}});
     let clear = json!({"spec": {"jobTemplate": template}});
@@ -61,23 +61,23 @@ async fn run_again(world: &World, name: &str, token: &str, is_wrong: bool) {
     }
 }
 
-/// The Secret that webhooks sign with.
-pub async fn signing_key(world: &World) {
+/// Creates the Secret with the signing key of webhooks.
+pub async fn signing_key(world: &TestEnv) {
     secret(world, "hmac", &[("key", KEY)], "127.0.0.1").await;
 }
 
-/// A world with users, and the Secret that webhooks sign with.
-async fn world_on(world: World) -> World {
+/// Adds users, and the Secret with the signing key of webhooks.
+async fn world_on(world: TestEnv) -> TestEnv {
     world.seed(10, 0).await;
     signing_key(&world).await;
     world
 }
 
-async fn world() -> World {
-    world_on(World::new().await).await
+async fn world() -> TestEnv {
+    world_on(TestEnv::new().await).await
 }
 
-fn assert_signed(taken: &Taken) {
+fn assert_signed(taken: &Delivery) {
     let given = taken.headers["x-signature"].to_str().unwrap().strip_prefix("sha256=").unwrap();
     let tag: Vec<u8> =
         (0..given.len()).step_by(2).map(|at| u8::from_str_radix(&given[at..at + 2], 16).unwrap()).collect();
@@ -85,7 +85,7 @@ fn assert_signed(taken: &Taken) {
 }
 
 #[tokio::test]
-async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
+async fn each_kind_of_sink_receives_a_failure_and_its_end() {
     let (world, http, mail) = (world().await, HttpSink::start().await, MailSink::start().await);
     secret(&world, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
     secret(&world, "token", &[("token", "secret-token")], "127.0.0.1").await;
@@ -105,34 +105,34 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
     let (operator, _) = world.all(&ALLOWED);
     fail(&world, "user-sync").await;
 
-    let taken = http.takes(HOOK, 1).await;
+    let taken = http.wait_for_deliveries(HOOK, 1).await;
     assert_signed(&taken[0]);
     let body = taken[0].json();
     assert_eq!((&body["title"], &body["namespace"]), (&json!("1 at TEAM"), &json!(world.name)));
     let alert = &body["firing"][0];
     assert_eq!((&alert["type"], &alert["schedule"]), (&json!("RunFailed"), &json!("user-sync")));
     assert!(alert["message"].as_str().unwrap().contains("InvalidTarget"), "{alert}");
-    let slack = http.takes("/services/T0/secret-path", 1).await[0].json();
+    let slack = http.wait_for_deliveries("/services/T0/secret-path", 1).await[0].json();
     assert!(slack["text"].as_str().unwrap().starts_with("*1 at TEAM*\nFIRING RunFailed user-sync"), "{slack}");
-    let event = &http.takes("/events", 1).await[0];
+    let event = &http.wait_for_deliveries("/events", 1).await[0];
     assert_eq!(event.headers["authorization"], "Bearer secret-token");
     assert!(event.headers["content-type"].to_str().unwrap().starts_with("application/cloudevents+json"));
     let event = event.json();
     assert_eq!((&event["specversion"], &event["type"]), (&json!("1.0"), &json!("dev.codex.sync.alert.v1")));
     assert_eq!(event["data"]["firing"][0]["id"], alert["id"]);
-    let mails = mail.takes(1).await;
+    let mails = mail.wait_for_mails(1).await;
     for part in ["To: ops@example.com,ada@example.com", "Subject: 1 at TEAM", "FIRING RunFailed user-sync"] {
         assert!(mails[0].contains(part), "{part}: {}", mails[0]);
     }
 
     run_again(&world, "user-sync", "1", false).await;
-    http.takes("/services/T0/secret-path", 2).await;
-    http.takes("/events", 2).await;
-    assert_signed(&http.takes(HOOK, 2).await[1]);
-    assert_eq!(http.told(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
-    assert!(mail.takes(2).await[1].contains("RESOLVED RunFailed user-sync"));
+    http.wait_for_deliveries("/services/T0/secret-path", 2).await;
+    http.wait_for_deliveries("/events", 2).await;
+    assert_signed(&http.wait_for_deliveries(HOOK, 2).await[1]);
+    assert_eq!(http.notifications(HOOK), ["firing RunFailed user-sync", "resolved RunFailed user-sync"]);
+    assert!(mail.wait_for_mails(2).await[1].contains("RESOLVED RunFailed user-sync"));
 
-    let status = eventually("nothing is left to tell", async || {
+    let status = eventually("no alert is left to send", async || {
         Some(status(&world).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
     });
     let status = status.await;
@@ -151,39 +151,39 @@ async fn each_kind_of_sink_is_told_of_a_failure_and_of_its_end() {
 }
 
 #[tokio::test]
-async fn each_sink_gets_each_alert_once_beside_failing_ones() {
+async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
     let (world, http) = (world().await, HttpSink::start().await);
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
     apply_alert(&world, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
     let (_operator, _) = world.all(&ALLOWED);
     fail(&world, "first").await;
     eventually("the bad sink stalls", async || {
-        (http.books().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
+        (http.state().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
     })
     .await;
     fail(&world, "second").await;
-    http.takes("/good", 2).await;
-    assert!(http.taken("/bad").is_empty());
-    eventually("its failure is told", async || {
+    http.wait_for_deliveries("/good", 2).await;
+    assert!(http.deliveries("/bad").is_empty());
+    eventually("the failure of the sink is reported", async || {
         let status = status(&world).await;
         let bad = status.sinks.first()?;
         ((bad.name.as_str(), bad.last_error.as_deref()) == ("bad", Some("it answered with 500"))).then_some(())
     })
     .await;
-    told(&world, "team", &["SinkFailing"]).await;
+    wait_for_events(&world, "team", &["SinkFailing"]).await;
 
-    http.takes("/bad", 1).await;
-    eventually("it is known to be told", async || {
-        let is_told = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
-        status(&world).await.alerts.iter().all(is_told).then_some(())
+    http.wait_for_deliveries("/bad", 1).await;
+    eventually("both sinks are recorded as notified", async || {
+        let is_sent = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
+        status(&world).await.alerts.iter().all(is_sent).then_some(())
     })
     .await;
     for path in ["/bad", "/good"] {
-        let mut messages = http.told(path);
+        let mut messages = http.notifications(path);
         messages.sort();
         assert_eq!(messages, ["firing RunFailed first", "firing RunFailed second"], "{path}");
     }
-    told(&world, "team", &["SinkRecovered"]).await;
+    wait_for_events(&world, "team", &["SinkRecovered"]).await;
 }
 
 #[tokio::test]
@@ -214,12 +214,12 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
     let refused = failing[1].last_error.clone().unwrap();
     assert!(refused.contains("refuses the login"), "{refused}");
     mail.answer(None);
-    mail.takes(1).await;
+    mail.wait_for_mails(1).await;
     assert_eq!(mail.mails().len(), 1);
 }
 
-/// Waits until the operator has looked at the schedule's last run.
-async fn counted(world: &World, name: &str, runs: i64) {
+/// Waits until the operator has counted the last run of a schedule.
+async fn wait_until_counted(world: &TestEnv, name: &str, runs: i64) {
     eventually("the run is counted", async || {
         let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
         (runs_so_far.succeeded + runs_so_far.failed >= runs).then_some(())
@@ -227,84 +227,84 @@ async fn counted(world: &World, name: &str, runs: i64) {
     .await;
 }
 
-/// Waits until everything is told and kept, as far as the operator knows.
-async fn settled(world: &World, firing: i32) {
-    eventually("what is to be told was told", async || {
+/// Waits until the status says that each alert fires and was sent.
+async fn wait_until_sent(world: &TestEnv, firing: i32) {
+    eventually("all alerts were sent", async || {
         let status = status(world).await;
-        let is_told = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
-        (status.firing == Some(firing) && is_told).then_some(())
+        let is_sent = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
+        (status.firing == Some(firing) && is_sent).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
 async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
-    let (_own, servers) = Own::up("redis");
+    let (_own, servers) = DedicatedServer::up("redis");
     let url = servers.redis.clone();
-    let (world, http) = (world_on(World::on(servers).await).await, HttpSink::start().await);
+    let (world, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
     apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({})).await;
     let start = || -> Operator { world.all(&ALLOWED).0 };
 
-    // Killed while the sink is away: the alert is not lost.
+    // The operator is killed while the sink is unavailable: the alert is not lost.
     let mut operator = start();
     fail(&world, "user-sync").await;
-    eventually("the sink was asked", async || (!http.books().requests.is_empty()).then_some(())).await;
+    eventually("the sink was asked", async || (!http.state().requests.is_empty()).then_some(())).await;
     operator.kill();
-    // Killed at the moment in which the message has arrived.
+    // The operator is killed when the message has arrived.
     let mut operator = start();
-    http.takes(HOOK, 1).await;
+    http.wait_for_deliveries(HOOK, 1).await;
     operator.kill();
     let operator = start();
-    settled(&world, 1).await;
-    assert!(http.told(HOOK).len() <= 2, "{:?}", http.told(HOOK));
+    wait_until_sent(&world, 1).await;
+    assert!(http.notifications(HOOK).len() <= 2, "{:?}", http.notifications(HOOK));
 
-    // What was told is known without Redis.
+    // The status has the sent alerts, so they are not lost with Redis.
     drop(operator);
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
-    let firing = http.told(HOOK).len();
+    let firing = http.notifications(HOOK).len();
     let operator = start();
     run_again(&world, "user-sync", "1", true).await;
-    counted(&world, "user-sync", 2).await;
-    settled(&world, 1).await;
-    assert_eq!(http.told(HOOK).len(), firing, "a problem that lasts is not told anew");
+    wait_until_counted(&world, "user-sync", 2).await;
+    wait_until_sent(&world, 1).await;
+    assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not sent again");
 
     run_again(&world, "user-sync", "2", false).await;
-    http.takes(HOOK, firing + 1).await;
+    http.wait_for_deliveries(HOOK, firing + 1).await;
     drop(operator);
     let _operator = start();
-    settled(&world, 0).await;
-    let told = http.told(HOOK);
-    let (before, after) = told.split_at(firing);
-    assert!(before.iter().all(|told| told == "firing RunFailed user-sync"), "{told:?}");
+    wait_until_sent(&world, 0).await;
+    let sent = http.notifications(HOOK);
+    let (before, after) = sent.split_at(firing);
+    assert!(before.iter().all(|sent| sent == "firing RunFailed user-sync"), "{sent:?}");
     assert!(
-        (1..=2).contains(&after.len()) && after.iter().all(|told| told == "resolved RunFailed user-sync"),
-        "{told:?}"
+        (1..=2).contains(&after.len()) && after.iter().all(|sent| sent == "resolved RunFailed user-sync"),
+        "{sent:?}"
     );
 }
 
 #[tokio::test]
-async fn a_test_is_sent_once_when_it_is_asked_for() {
+async fn a_requested_test_is_sent_once() {
     let (world, http) = (world().await, HttpSink::start().await);
     apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
     let (_operator, _) = world.all(&ALLOWED);
     let ask = async |token: &str| {
         let patch = json!({"metadata": {"annotations": {"sync.codex.dev/test": token}}});
         alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-        eventually("the test is handled", async || {
+        eventually("the test was sent", async || {
             (status(&world).await.last_handled_test.as_deref() == Some(token)).then_some(())
         })
         .await;
     };
     ask("1").await;
-    http.takes(HOOK, 1).await;
+    http.wait_for_deliveries(HOOK, 1).await;
     ask("1").await;
     ask("2").await;
-    http.takes(HOOK, 2).await;
-    assert_eq!(http.told(HOOK), ["firing Test ", "firing Test "]);
-    told(&world, "team", &["TestDelivered"]).await;
+    http.wait_for_deliveries(HOOK, 2).await;
+    assert_eq!(http.notifications(HOOK), ["firing Test ", "firing Test "]);
+    wait_for_events(&world, "team", &["TestDelivered"]).await;
 }
 
 #[tokio::test]
@@ -352,14 +352,14 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSink"));
     let shown = format!("{}{}", operator.log(), serde_json::to_string(&failed).unwrap());
     assert!(!shown.contains("secret-path"));
-    assert!(http.taken(path).is_empty());
+    assert!(http.deliveries(path).is_empty());
 
-    // Once its owner allows it, a change of the spec, or a test, tries it at once.
+    // When the Secret allows the host, a change of the spec or a test causes a delivery at once.
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
     let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": "127.0.0.1"}}});
     secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();
     let change = json!({"spec": {"repeatInterval": "2h"}});
     alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
-    let slack = http.takes(path, 1).await[0].json();
+    let slack = http.wait_for_deliveries(path, 1).await[0].json();
     assert!(slack["text"].as_str().unwrap().contains("FIRING RunFailed user-sync"), "in the usual words: {slack}");
 }

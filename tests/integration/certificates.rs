@@ -54,7 +54,7 @@ impl Drop for Authority {
 }
 
 impl Certificate {
-    /// One file with both.
+    /// One file with the certificate and the key.
     pub fn in_one_file(&self) -> PathBuf {
         let file = self.key.with_extension("pem");
         let text = fs::read_to_string(&self.key).unwrap() + &fs::read_to_string(&self.certificate).unwrap();

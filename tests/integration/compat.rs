@@ -1,4 +1,4 @@
-//! What other releases wrote, in `tests/compat`: objects, and the runs of a queue.
+//! The records of other releases in `tests/compat`: objects, and the runs of a queue.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,11 +23,11 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, slow, under_way},
-    support::{World, eventually, unique, variable},
+    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
+    support::{TestEnv, eventually, unique, variable},
 };
 
-/// What a release left behind when it was killed.
+/// The objects and the data in Redis that a killed release left behind.
 #[derive(Serialize, Deserialize)]
 struct Record {
     jobs: Vec<Value>,
@@ -46,7 +46,7 @@ async fn connection() -> redis::aio::MultiplexedConnection {
 }
 
 impl Record {
-    async fn of(world: &World) -> Self {
+    async fn of(world: &TestEnv) -> Self {
         let mut redis = connection().await;
         let prefix = format!("{{sync:{}}}:", world.name);
         let keys: Vec<String> = redis.keys(format!("{prefix}run:*")).await.unwrap();
@@ -85,12 +85,12 @@ impl Record {
     }
 }
 
-/// Records what a program leaves behind: `tests/compat/README.md`.
+/// Records the data that a killed program leaves behind: `tests/compat/README.md`.
 #[tokio::test]
 #[ignore = "records what a release writes"]
 async fn record() {
     let version = variable("COMPAT_VERSION");
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let mut operator = world.operator("controller", &["--workers", "1", "--resync-interval", "1s"]);
     apply_job(&world, "complete", json!({"syncType": "Full"})).await;
@@ -105,10 +105,10 @@ async fn record() {
     })
     .await;
     apply_job(&world, "active", slow()).await;
-    under_way(&world, "active").await;
+    wait_until_running(&world, "active").await;
     apply_job(&world, "suspended", json!({"syncType": "Full", "suspended": true})).await;
     apply_job(&world, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
-    eventually("all are in the queue", async || {
+    eventually("all runs are in the queue", async || {
         let depth = world.queue().depth().await.unwrap();
         (depth.waiting == 1 && depth.parked == 1 && depth.active == 1).then_some(())
     })
@@ -150,7 +150,7 @@ fn the_objects_of_each_release_are_read() {
 }
 
 #[tokio::test]
-async fn the_runs_of_each_release_are_worked_off() {
+async fn the_runs_of_each_release_are_completed() {
     for (file, record) in records() {
         let name = unique("compat");
         record.restore(&name).await;
@@ -163,10 +163,10 @@ async fn the_runs_of_each_release_are_worked_off() {
         assert_eq!(ended.state, State::Completed, "{file}");
         assert!(!queue.enqueue(&NewRun::new(&uid_of("failed"), "{}")).await.unwrap(), "{file}");
 
-        // Its worker is long gone.
-        eventually("its run is back", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
-        let go_on = Control { suspended: false, cancelled: None, priority: -1, approved: None };
-        assert!(queue.control(&uid_of("suspended"), go_on).await.unwrap(), "{file}");
+        // Its worker does not exist any more.
+        eventually("its run is recovered", async || (queue.reap("{}").await.unwrap() == 1).then_some(())).await;
+        let resume = Control { suspended: false, cancelled: None, priority: -1, approved: None };
+        assert!(queue.control(&uid_of("suspended"), resume).await.unwrap(), "{file}");
         assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap(), "{file}");
         let claims = queue.claim("w", 32, &mut Candidates::default()).await.unwrap().unwrap();
         let claimed: Vec<_> = claims.iter().map(|claim| claim.uid.clone()).collect();

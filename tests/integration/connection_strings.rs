@@ -1,4 +1,4 @@
-//! What the program prints of connection strings: no part of what stands before the host.
+//! The program prints no part of a connection string that is in front of the host.
 
 use std::process::{Command, Stdio};
 
@@ -7,10 +7,10 @@ use serde_json::json;
 use crate::{
     operator::get,
     replicas::probe_port,
-    support::{Servers, World, eventually, variable},
+    support::{Servers, TestEnv, eventually, variable},
 };
 
-/// Connection strings that nothing can be done with.
+/// Connection strings that the program refuses.
 const MALFORMED: [&str; 12] = [
     "u:S3cret@127.0.0.1",
     "mongodb://u:S3cret?x@127.0.0.1/",
@@ -27,7 +27,7 @@ const MALFORMED: [&str; 12] = [
 ];
 
 #[tokio::test]
-async fn a_malformed_connection_string_is_refused_without_a_part() {
+async fn a_malformed_connection_string_is_refused_and_not_shown() {
     for text in MALFORMED {
         let is_redis = text.starts_with("redis");
         let (redis, mongodb) = if is_redis { (text, "mongodb://127.0.0.1:1") } else { ("redis://127.0.0.1:1", text) };
@@ -45,8 +45,8 @@ async fn a_malformed_connection_string_is_refused_without_a_part() {
 }
 
 #[tokio::test]
-async fn servers_that_are_away_are_reported_without_their_login() {
-    let world = World::new().await;
+async fn unavailable_servers_are_reported_without_credentials() {
+    let world = TestEnv::new().await;
     let away = |scheme: &str| format!("{scheme}://S3cret:S3cret@127.0.0.1:1");
     let servers = Servers {
         redis: format!("{}/main", away("redis+sentinel")),
@@ -56,15 +56,15 @@ async fn servers_that_are_away_are_reported_without_their_login() {
     let operator = world.operator_on(&servers, "controller", &[]);
     let port = probe_port(&operator).await;
     world.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();
-    let told = eventually("the SyncJob says that Redis is away", async || {
+    let job = eventually("the SyncJob reports that Redis is unavailable", async || {
         let job = serde_json::to_string(&world.jobs().get("away").await.unwrap()).unwrap();
         job.contains("QueueUnavailable").then_some(job)
     });
-    let log = eventually("both are away", async || {
+    let log = eventually("both are unavailable", async || {
         let log = operator.log();
         (log.contains("Redis is unavailable") && log.contains("MongoDB is unavailable")).then_some(log)
     });
-    for text in [told.await, log.await, get(port, "/readyz").await.unwrap().1, get(port, "/metrics").await.unwrap().1] {
+    for text in [job.await, log.await, get(port, "/readyz").await.unwrap().1, get(port, "/metrics").await.unwrap().1] {
         assert!(!text.contains("S3cret"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Suspending, resuming, cancelling, reordering and deleting SyncJobs that are under way.
+//! Suspending, resuming, cancelling, reordering and deleting active SyncJobs.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::{
-    operator::{apply_job, apply_once, finished, slow, told},
-    support::{World, eventually},
+    operator::{apply_job, apply_once, finished, slow, wait_for_events},
+    support::{TestEnv, eventually},
 };
 
 const USERS: i32 = 2_500;
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-pub async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
+pub async fn phase(world: &TestEnv, name: &str, phase: Phase) -> SyncJob {
     eventually(&format!("{name} is {phase:?}"), async || {
         let job = world.jobs().get(name).await.ok()?;
         (job.status.as_ref()?.phase == Some(phase)).then_some(job)
@@ -35,16 +35,16 @@ pub async fn phase(world: &World, name: &str, phase: Phase) -> SyncJob {
 }
 
 /// Waits until documents are stamped.
-async fn under_way(world: &World) {
+async fn wait_for_stamps(world: &TestEnv) {
     eventually("documents are stamped", async || (stamped(world).await > 0).then_some(())).await;
 }
 
-async fn stamped(world: &World) -> u64 {
+async fn stamped(world: &TestEnv) -> u64 {
     world.count(doc! {"lastSynced": {"$type": "date"}}).await + world.count(doc! {"again": {"$type": "date"}}).await
 }
 
-/// Waits until nothing is stamped any more, and returns how many are.
-async fn at_rest(world: &World) -> u64 {
+/// Waits until no more documents are stamped, and returns the number of stamped documents.
+async fn wait_until_idle(world: &TestEnv) -> u64 {
     let mut last = (stamped(world).await, Instant::now());
     eventually("no more documents are stamped", async || {
         let now = stamped(world).await;
@@ -63,15 +63,15 @@ pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
 
 #[tokio::test]
 async fn a_suspended_run_keeps_its_progress_and_resumes() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     patch(&world, "run", json!({"suspended": true})).await;
     let parked = phase(&world, "run", Phase::Suspended).await;
-    let done = at_rest(&world).await;
-    assert!(done < USERS as u64, "the run was stopped on its way");
+    let done = wait_until_idle(&world).await;
+    assert!(done < USERS as u64, "the run was stopped before its end");
     assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
     assert_eq!(reason(&parked, "Reconciling"), None);
     assert_eq!(parked.status.unwrap().counts.unwrap().processed as u64, done);
@@ -84,40 +84,40 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!(stamped(&world).await, USERS as u64);
-    told(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
+    wait_for_events(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
 }
 
 #[tokio::test]
 async fn a_job_made_suspended_waits_until_it_is_resumed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full", "suspended": true})).await;
     phase(&world, "run", Phase::Suspended).await;
-    assert_eq!(at_rest(&world).await, 0);
+    assert_eq!(wait_until_idle(&world).await, 0);
     patch(&world, "run", json!({"suspended": false})).await;
     assert!(is_complete(&finished(&world, "run").await));
 }
 
 #[tokio::test]
 async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     patch(&world, "run", json!({"cancelled": true})).await;
     let job = finished(&world, "run").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
-    let done = at_rest(&world).await;
+    let done = wait_until_idle(&world).await;
     assert!(done < USERS as u64);
     assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
-    told(&world, "run", &["RunCancelled"]).await;
+    wait_for_events(&world, "run", &["RunCancelled"]).await;
 }
 
 #[tokio::test]
 async fn a_suspended_run_can_be_cancelled() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"suspended": true})).await;
     phase(&world, "run", Phase::Suspended).await;
@@ -127,8 +127,8 @@ async fn a_suspended_run_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn wishes_told_while_the_operator_is_away_are_heard() {
-    let world = World::new().await;
+async fn changes_during_operator_downtime_are_applied() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (operator, _) = world.all(&["--lease-duration", "2s"]);
     for name in ["suspended", "cancelled"] {
@@ -148,8 +148,8 @@ async fn wishes_told_while_the_operator_is_away_are_heard() {
 }
 
 #[tokio::test]
-async fn a_higher_priority_lets_a_waiting_run_pass() {
-    let world = World::new().await;
+async fn a_waiting_run_with_a_higher_priority_runs_first() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--workers", "1"]);
     apply_job(&world, "first", slow()).await;
@@ -159,7 +159,7 @@ async fn a_higher_priority_lets_a_waiting_run_pass() {
         phase(&world, name, Phase::Queued).await;
     }
     patch(&world, "third", json!({"priority": 10})).await;
-    // The first one must not end before the change is known: its event says that the worker is still busy.
+    // The first run must not end before the event of the change, which says that the worker is still busy.
     let (second, third) = tokio::join!(finished(&world, "second"), finished(&world, "third"));
     let started = |job: &SyncJob| job.status.as_ref().unwrap().start_time.as_ref().unwrap().0;
     assert!(started(&third) < started(&second));
@@ -168,20 +168,20 @@ async fn a_higher_priority_lets_a_waiting_run_pass() {
 /// Scenario 21 of the fault list, with the next two.
 #[tokio::test]
 async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1h"]);
     let mut spec = slow();
     apply_job(&world, "run", spec.clone()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
-    let done = at_rest(&world).await;
-    assert!(done < USERS as u64, "the run was stopped on its way");
-    nothing_in_redis(&world).await;
+    let done = wait_until_idle(&world).await;
+    assert!(done < USERS as u64, "the run was stopped before its end");
+    wait_until_removed(&world).await;
 
     spec["target"] = json!({"lastSyncedField": "again"});
     apply_once(&world, "users", spec).await;
-    let name = eventually("its run is under way", async || {
+    let name = eventually("its run has a status", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
         jobs.iter().find(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))).cloned()
     })
@@ -190,17 +190,17 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
     world.schedules().delete("users", &DeleteParams::background()).await.unwrap();
     eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
         .await;
-    nothing_in_redis(&world).await;
-    assert!(at_rest(&world).await < done + USERS as u64, "its run was stopped on its way");
+    wait_until_removed(&world).await;
+    assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped before its end");
 }
 
 /// Waits until no run is left in the queue, ended or not.
-pub async fn nothing_in_redis(world: &World) {
+pub async fn wait_until_removed(world: &TestEnv) {
     eventually("nothing of the run is in Redis", async || runs_in_redis(world).await.is_empty().then_some(())).await;
 }
 
 /// The uids of all runs in the queue, ended or not.
-pub async fn runs_in_redis(world: &World) -> Vec<String> {
+pub async fn runs_in_redis(world: &TestEnv) -> Vec<String> {
     let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let prefix = format!("{{sync:{}}}:run:", world.name);
@@ -209,8 +209,8 @@ pub async fn runs_in_redis(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_finished_run_ignores_every_wish() {
-    let world = World::new().await;
+async fn a_finished_run_ignores_changes_of_its_spec() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
@@ -226,7 +226,7 @@ async fn a_finished_run_ignores_every_wish() {
 
 #[tokio::test]
 async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let schedules = world.schedules();
@@ -237,7 +237,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
             spec["batchSize"] = json!(5);
         }
         apply_once(&world, name, spec).await;
-        let job = eventually("its run is under way", async || {
+        let job = eventually("its run has a status", async || {
             let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
             jobs.into_iter().find(|job| job.name_any().starts_with(name) && job.status.is_some())
         })
@@ -251,32 +251,32 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
             assert_eq!(job.status.unwrap().counts.unwrap().updated, i64::from(USERS));
         } else {
             assert!(world.jobs().get_opt(&job).await.unwrap().is_none());
-            nothing_in_redis(&world).await;
+            wait_until_removed(&world).await;
             let users = world.count(doc! {"foreground": {"$type": "date"}}).await;
-            assert!(users < USERS as u64, "the run was stopped on its way");
+            assert!(users < USERS as u64, "the run was stopped before its end");
         }
     }
 }
 
 #[tokio::test]
 async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "100ms"]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world).await;
+    wait_for_stamps(&world).await;
     world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let spec = json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": 100}}, "lastSyncedField": "again"}});
     let uid = apply_job(&world, "run", spec).await.uid();
     let job = finished(&world, "run").await;
-    at_rest(&world).await;
+    wait_until_idle(&world).await;
     let after = world.jobs().get("run").await.unwrap();
-    assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "nothing is told to it of the old run");
+    assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "it gets nothing of the old run");
     let status = job.status.unwrap();
     let counts = status.counts.unwrap();
     assert_eq!((counts.total, counts.processed, counts.updated), (100, 100, 100));
     assert!(status.start_time.unwrap().0.as_second() >= job.metadata.creation_timestamp.unwrap().0.as_second());
     let old = world.count(doc! {"lastSynced": {"$type": "date"}}).await;
-    assert!(old < USERS as u64, "the old run was stopped on its way");
+    assert!(old < USERS as u64, "the old run was stopped before its end");
     eventually("only the new run is known", async || (runs_in_redis(&world).await.len() == 1).then_some(())).await;
 }

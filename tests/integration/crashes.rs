@@ -31,41 +31,41 @@ use tokio::{
 
 use crate::{
     operator::{apply_job, finished, get},
-    own::address_in,
+    servers::address_in,
     sources::ALLOWED,
-    support::{Operator, Servers, World, confirmed, eventually, free_port, source, unique},
+    support::{Operator, Servers, TestEnv, confirmed, eventually, free_port, source, unique},
     upstream::Upstream,
 };
 
 const USERS: i32 = 25;
-/// Rounds at a time: most of each is waiting for leases to end.
+/// Concurrent rounds. A round waits most of its time for the end of leases.
 const SIDE_BY_SIDE: usize = 6;
 
-/// What the proxies of one process let through.
-pub struct Wire {
+/// Number of requests that the proxies of one process forward.
+pub struct RequestLimit {
     /// Requests that may still pass.
     left: AtomicUsize,
     pub cut: Notify,
 }
 
-impl Wire {
+impl RequestLimit {
     pub const OPEN: usize = usize::MAX / 2;
 
     pub fn new() -> Arc<Self> {
         Arc::new(Self { left: AtomicUsize::new(Self::OPEN), cut: Notify::new() })
     }
 
-    /// From now on, so many requests pass.
+    /// Sets the number of further requests.
     pub fn allow(&self, requests: usize) {
         self.left.store(requests, Ordering::SeqCst);
     }
 
-    /// How many passed of those that were allowed.
+    /// Number of allowed requests that were forwarded.
     pub fn passed(&self, allowed: usize) -> usize {
         allowed - self.left.load(Ordering::SeqCst)
     }
 
-    /// Takes one of those that may pass. The one that takes the last tells.
+    /// Takes one request of the limit. The caller that takes the last one notifies `cut`.
     fn pass(&self) -> bool {
         let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if before == Ok(1) {
@@ -78,10 +78,10 @@ impl Wire {
     async fn proxy(self: &Arc<Self>, server: SocketAddr) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Arc::clone(self);
+        let limit = Arc::clone(self);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(Arc::clone(&wire).forward(client, server));
+                tokio::spawn(Arc::clone(&limit).forward(client, server));
             }
         });
         address
@@ -115,29 +115,29 @@ impl Wire {
         Servers {
             kubeconfig: file.to_str().unwrap().to_owned(),
             redis: format!("redis://{}", self.proxy(redis).await),
-            // Not by the address that the replica set tells.
+            // Without the addresses of the replica set, which would bypass the proxy.
             mongodb: format!("mongodb://{}/?directConnection=true", self.proxy(mongodb).await),
         }
     }
 }
 
-/// An operator that finds all its servers behind a wire, once it leads.
-pub async fn leading_behind(wire: &Arc<Wire>, world: &World, args: &[&str]) -> Operator {
-    let servers = wire.before(&Servers::shared()).await;
+/// Starts an operator with proxies before all its servers, and waits until it leads.
+pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
+    let servers = limit.before(&Servers::shared()).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
     let operator = world.operator_on(&servers, "all", &[&http, args].concat());
     eventually("the operator leads", async || {
         let (_, body) = get(port, "/readyz").await?;
-        let told: Value = serde_json::from_str(&body).ok()?;
-        (told["ready"] == true && told["leading"] == true).then_some(())
+        let readiness: Value = serde_json::from_str(&body).ok()?;
+        (readiness["ready"] == true && readiness["leading"] == true).then_some(())
     })
     .await;
     fs::remove_file(&servers.kubeconfig).ok();
     operator
 }
 
-async fn succeeded(world: &World) -> SyncSchedule {
+async fn wait_for_success(world: &TestEnv) -> SyncSchedule {
     eventually("the run succeeded", async || {
         let schedule = world.schedules().get("users").await.ok()?;
         (schedule.status.as_ref()?.runs.succeeded >= 1).then_some(schedule)
@@ -145,27 +145,27 @@ async fn succeeded(world: &World) -> SyncSchedule {
     .await
 }
 
-/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+/// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 1).await;
-    let wire = Wire::new();
-    let mut first = leading_behind(&wire, &world, &["--lease-duration", "1s"]).await;
+    let limit = RequestLimit::new();
+    let mut first = start_leader_behind(&limit, &world, &["--lease-duration", "1s"]).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     let spec =
         json!({"suspended": true, "jobTemplate": {"spec": {"syncType": "Full", "batchSize": 5, "parallelism": 2}}});
     let mut schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
     schedule.annotations_mut().insert("sync.codex.dev/trigger".to_owned(), "once".to_owned());
     world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
     let used = select! {
-        () = wire.cut.notified() => requests,
-        _ = succeeded(&world) => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        _ = wait_for_success(&world) => limit.passed(requests),
     };
     first.kill();
 
     let (_second, _) = world.all(&["--lease-duration", "1s"]);
-    let runs = succeeded(&world).await.status.unwrap().runs;
+    let runs = wait_for_success(&world).await.status.unwrap().runs;
     let at = format!("killed after {used} requests");
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.skipped), (1, 1, 0, 0), "{at}");
     let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
@@ -174,8 +174,8 @@ async fn round(requests: usize) -> usize {
     let status = jobs[0].status.clone().unwrap();
     let counts = status.counts.unwrap();
     let users = i64::from(USERS);
-    let told = (counts.total, counts.processed, counts.updated, counts.unchanged, counts.failed, status.progress);
-    assert_eq!(told, (users, users, users - 1, 0, 1, Some(100)), "{at}");
+    let actual = (counts.total, counts.processed, counts.updated, counts.unchanged, counts.failed, status.progress);
+    assert_eq!(actual, (users, users, users - 1, 0, 1, Some(100)), "{at}");
     assert_eq!((status.attempts, status.failures.len()), (Some(0), 1), "{at}: a crash costs no attempt");
     let start = DateTime::from_millis(status.start_time.unwrap().0.as_millisecond());
     assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64 - 1, "{at}");
@@ -185,27 +185,27 @@ async fn round(requests: usize) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_after_each_request_of_a_run() {
-    let all = round(Wire::OPEN).await;
+    let all = round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
     stream::iter(1..=all).map(round).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<_>>().await;
 }
 
-/// Documents that the source lists, of all that it listed before.
+/// Number of documents that the source lists, and of all documents that it listed before.
 const LISTED: (usize, i32) = (3, 12);
 
-/// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets another
-/// operator continue, and returns how many requests there were.
+/// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets
+/// another operator continue, and returns how many requests there were.
 async fn held_round(requests: usize) -> usize {
-    let (world, upstream) = (World::new().await, Upstream::with_people(LISTED.0).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(LISTED.0).await);
     let state = confirmed(&world.name, "people");
     let users = world.database.collection("users");
     users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
-    let wire = Wire::new();
+    let limit = RequestLimit::new();
     let allowed = [&["--lease-duration", "1s"][..], &ALLOWED].concat();
-    let mut first = leading_behind(&wire, &world, &allowed).await;
+    let mut first = start_leader_behind(&limit, &world, &allowed).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     let fields = json!({
         "name": "people", "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "resultPath": "/users",
         "batching": "Pages", "pagination": {"by": "Number"}, "onMissing": "Mark",
@@ -213,13 +213,13 @@ async fn held_round(requests: usize) -> usize {
     let spec = json!({"syncType": "Full", "batchSize": 2, "source": source("rest", &fields)});
     apply_job(&world, "users", spec).await;
     let used = select! {
-        () = wire.cut.notified() => requests,
-        () = approved(&world) => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        () = approve_when_held(&world) => limit.passed(requests),
     };
     first.kill();
 
     let (_second, _) = world.all(&allowed);
-    approved(&world).await;
+    approve_when_held(&world).await;
     let at = format!("killed after {used} requests");
     let job = world.jobs().get("users").await.unwrap();
     assert!(is_complete(&job), "{at}: {:?}", job.status);
@@ -231,7 +231,7 @@ async fn held_round(requests: usize) -> usize {
 }
 
 /// Approves the run when it is held, and waits until it has ended.
-async fn approved(world: &World) {
+async fn approve_when_held(world: &TestEnv) {
     let number = eventually("the run is held", async || {
         let status = world.jobs().get("users").await.ok()?.status?;
         let is_held = status.phase == Some(Phase::Held) || has_ended(&status);
@@ -245,10 +245,10 @@ async fn approved(world: &World) {
     finished(world, "users").await;
 }
 
-/// After every fifth request, from one of the first five on; `EVERY=1` takes each.
+/// The kill is after every fifth request, from one of the first five on. `EVERY=1` tests each request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_after_each_request_of_a_held_run() {
-    let all = held_round(Wire::OPEN).await;
+    let all = held_round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     let every = std::env::var("EVERY").map_or(5, |number| number.parse().unwrap());
     let first = rand::random_range(1..=every);

@@ -1,4 +1,4 @@
-//! What the API server refuses, and what it says. The messages name the field and the fix.
+//! The objects that the API server refuses, and its messages, which name the field and the fix.
 
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -11,31 +11,31 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{self, World};
+use crate::support::{self, TestEnv};
 
 const JOB: &str = "SyncJob";
 const SCHEDULE: &str = "SyncSchedule";
 const ALERT: &str = "SyncAlert";
 
-fn api(world: &World, kind: &str) -> (Api<DynamicObject>, ApiResource) {
+fn api(world: &TestEnv, kind: &str) -> (Api<DynamicObject>, ApiResource) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("sync.codex.dev", "v1alpha1", kind));
     (Api::namespaced_with(world.client.clone(), &world.name, &resource), resource)
 }
 
-async fn create(world: &World, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+async fn create(world: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
     let (api, resource) = api(world, kind);
     let object = DynamicObject::new(name, &resource).data(json!({"spec": spec}));
     api.create(&PostParams::default(), &object).await
 }
 
-async fn assert_refused(world: &World, kind: &str, spec: Value, field: &str, advice: &str) {
+async fn assert_refused(world: &TestEnv, kind: &str, spec: Value, field: &str, advice: &str) {
     let error = create(world, kind, "refused", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
     let error = error.to_string();
     assert!(error.contains(field) && error.contains(advice), "{spec} should name {field} and {advice}: {error}");
 }
 
-/// A SyncJob with this spec, and a SyncSchedule with it in its template.
-async fn assert_both_refuse(world: &World, spec: &Value, field: &str, advice: &str) {
+/// Asserts that a SyncJob with this spec, and a SyncSchedule with this template, are refused.
+async fn assert_both_refuse(world: &TestEnv, spec: &Value, field: &str, advice: &str) {
     let below = format!("spec.{}", field.split('.').next().unwrap());
     assert_refused(world, JOB, spec.clone(), field, advice).await;
     assert_refused(world, JOB, spec.clone(), &below, advice).await;
@@ -46,7 +46,7 @@ async fn assert_both_refuse(world: &World, spec: &Value, field: &str, advice: &s
 
 #[tokio::test]
 async fn a_wrong_schedule_is_refused_with_field_and_fix() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let zone = |zone: &str| json!({"schedule": "0 * * * *", "timeZone": zone});
     for (spec, field, advice) in [
         (json!({"interval": "5m", "schedule": "* * * * *"}), "interval and schedule", "keep one of them"),
@@ -84,8 +84,8 @@ async fn a_wrong_schedule_is_refused_with_field_and_fix() {
 }
 
 #[tokio::test]
-async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
-    let world = World::new().await;
+async fn a_schedules_name_has_at_most_52_characters() {
+    let world = TestEnv::new().await;
     let error = create(&world, SCHEDULE, &"a".repeat(53), json!({})).await.unwrap_err().to_string();
     assert!(error.contains("metadata.name") && error.contains("at most 52 characters"), "{error}");
     create(&world, SCHEDULE, &"a".repeat(52), json!({})).await.unwrap();
@@ -93,7 +93,7 @@ async fn a_schedules_name_leaves_room_for_the_names_of_its_jobs() {
 
 #[tokio::test]
 async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let filter = |filter: Value| json!({"target": {"filter": filter}});
     for (spec, field, advice) in [
         (json!({"type": "Robot"}), "type", "\"User\""),
@@ -138,7 +138,7 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
     }
 }
 
-/// The same with other fields.
+/// A copy of an object with other fields.
 fn with(mut whole: Value, part: &Value) -> Value {
     whole.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
     whole
@@ -146,7 +146,7 @@ fn with(mut whole: Value, part: &Value) -> Value {
 
 #[tokio::test]
 async fn a_wrong_source_is_refused_with_its_field_and_fix() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
     let source = |part: Value| json!({"source": support::source("graphQL", &with(graph_ql(), &part))});
     let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), &part);
@@ -211,7 +211,7 @@ async fn a_wrong_source_is_refused_with_its_field_and_fix() {
 
 #[tokio::test]
 async fn a_wrong_rest_source_is_refused_with_its_field_and_fix() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
     let rest = |part: Value| {
         let whole = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
@@ -337,7 +337,7 @@ fn full_job() -> Value {
 
 #[tokio::test]
 async fn a_full_spec_is_stored_as_written() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let job = create(&world, JOB, "job", full_job()).await.unwrap();
     assert_eq!(job.data["spec"], full_job());
     let rest = json!({
@@ -369,8 +369,8 @@ async fn a_full_spec_is_stored_as_written() {
 }
 
 #[tokio::test]
-async fn a_source_needs_little_and_gets_every_documented_default() {
-    let world = World::new().await;
+async fn a_minimal_source_gets_every_documented_default() {
+    let world = TestEnv::new().await;
     let common = json!({
         "adopt": false, "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
         "missing": {"field": "missingSince"}, "requestRetries": 5, "timeout": "30s",
@@ -395,7 +395,7 @@ async fn a_source_needs_little_and_gets_every_documented_default() {
 
 #[tokio::test]
 async fn an_empty_spec_gets_every_documented_default() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let defaults = json!({
         "type": "User",
         "syncType": "Incremental",
@@ -434,14 +434,14 @@ async fn an_empty_spec_gets_every_documented_default() {
     );
 }
 
-async fn patch(world: &World, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+async fn patch(world: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
     let patch = Patch::Merge(json!({"spec": spec}));
     api(world, kind).0.patch(name, &PatchParams::default(), &patch).await
 }
 
 #[tokio::test]
 async fn only_four_fields_of_a_job_can_be_changed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let spec = json!({
         "staleAfter": "5m",
         "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}},
@@ -511,7 +511,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
 
 #[tokio::test]
 async fn a_cancelled_job_stays_cancelled() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     create(&world, JOB, "job", json!({"cancelled": true})).await.unwrap();
     for spec in [json!({"cancelled": false}), json!({"cancelled": Value::Null})] {
         let error = patch(&world, JOB, "job", spec).await.unwrap_err().to_string();
@@ -521,7 +521,7 @@ async fn a_cancelled_job_stays_cancelled() {
 
 #[tokio::test]
 async fn every_field_of_a_schedule_can_be_changed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     create(&world, SCHEDULE, "schedule", json!({"interval": "5m"})).await.unwrap();
     for spec in [
         json!({"interval": "1h", "suspended": true, "concurrencyPolicy": "Allow", "catchUp": "None", "jitter": "5s"}),
@@ -538,8 +538,8 @@ fn condition(type_: &str) -> Value {
 }
 
 #[tokio::test]
-async fn spec_and_status_are_written_apart() {
-    let world = World::new().await;
+async fn spec_and_status_are_written_separately() {
+    let world = TestEnv::new().await;
     let merge = PatchParams::default();
     let unseen = json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "Not reconciled yet",
@@ -568,8 +568,8 @@ async fn spec_and_status_are_written_apart() {
 }
 
 #[tokio::test]
-async fn conditions_are_told_apart_by_their_type() {
-    let world = World::new().await;
+async fn conditions_are_distinguished_by_their_type() {
+    let world = TestEnv::new().await;
     for (kind, types) in [(JOB, ["Reconciling", "Stalled"]), (SCHEDULE, ["Ready", "Suspended"])] {
         create(&world, kind, "a", json!({})).await.unwrap();
         let (api, resource) = api(&world, kind);
@@ -599,7 +599,7 @@ async fn conditions_are_told_apart_by_their_type() {
 
 #[tokio::test]
 async fn short_names_and_the_category_are_known_to_kubectl() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let resources = world.client.list_api_group_resources("sync.codex.dev/v1alpha1").await.unwrap().resources;
     for (plural, kind, short) in
         [("syncschedules", SCHEDULE, "ssched"), ("syncjobs", JOB, "sjob"), ("syncalerts", ALERT, "salert")]
@@ -614,7 +614,7 @@ async fn short_names_and_the_category_are_known_to_kubectl() {
 
 #[tokio::test]
 async fn kubectl_get_shows_the_documented_columns() {
-    let crds: Api<CustomResourceDefinition> = Api::all(World::new().await.client);
+    let crds: Api<CustomResourceDefinition> = Api::all(TestEnv::new().await.client);
     for (crd, narrow) in [
         ("syncschedules.sync.codex.dev", &["Schedule", "Suspended", "Active", "Last", "Next", "Ready", "Age"][..]),
         (
@@ -632,7 +632,7 @@ async fn kubectl_get_shows_the_documented_columns() {
 
 #[tokio::test]
 async fn jobs_can_be_listed_by_type() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     for (name, type_) in [("a", "User"), ("b", "Issue")] {
         create(&world, JOB, name, json!({"type": type_})).await.unwrap();
     }
@@ -683,7 +683,7 @@ fn assert_contains(whole: &Value, part: &Value, place: &str) {
 
 #[tokio::test]
 async fn a_wrong_alert_is_refused_with_field_and_fix() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let slack = || json!({"name": "a", "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
     let spec = |part: Value| with(json!({"when": [{"type": "RunFailed"}], "sinks": [slack()]}), &part);
     let sink = |part: Value| spec(json!({"sinks": [with(json!({"name": "a"}), &part)]}));
@@ -724,8 +724,8 @@ async fn a_wrong_alert_is_refused_with_field_and_fix() {
 }
 
 #[tokio::test]
-async fn every_example_of_the_docs_is_accepted_as_it_stands() {
-    let world = World::new().await;
+async fn every_example_of_the_docs_is_accepted() {
+    let world = TestEnv::new().await;
     let mut count = 0;
     let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];
     let guides = [
@@ -752,5 +752,5 @@ async fn every_example_of_the_docs_is_accepted_as_it_stands() {
 async fn the_sample_alert_is_accepted() {
     let sample = std::fs::read_to_string("manifests/samples/alert.yaml").unwrap();
     let sample: Value = serde_yaml_ng::from_str(&sample).unwrap();
-    create(&World::new().await, ALERT, "sample", sample["spec"].clone()).await.unwrap();
+    create(&TestEnv::new().await, ALERT, "sample", sample["spec"].clone()).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Runs that their guard holds: what approves, supersedes and ends them.
+//! Runs that their guard holds: approval, replacement by later runs, and end.
 
 use bson::doc;
 use kube::{
@@ -14,14 +14,14 @@ use sync_operator::{
 use crate::{
     alerts::{apply_alert, signing_key, webhook},
     control::{phase, reason},
-    operator::{apply_job, apply_once, finished, told},
+    operator::{apply_job, apply_once, finished, wait_for_events},
     sinks::HttpSink,
     sources::{ALLOWED, ended, run},
-    support::{Operator, World, eventually, source},
+    support::{Operator, TestEnv, eventually, source},
     upstream::Upstream,
 };
 
-/// A full run over all people of `upstream`, which marks those that it does not list.
+/// A full run over all people of `upstream`, which marks the documents that it does not list.
 fn walk(upstream: &Upstream) -> Value {
     json!({
         "syncType": "Full",
@@ -34,18 +34,18 @@ fn walk(upstream: &Upstream) -> Value {
     })
 }
 
-/// Twelve documents that a run has confirmed, of which the source has two any more.
-async fn ten_gone() -> (World, Upstream, Operator) {
-    let (world, upstream) = (World::new().await, Upstream::with_people(12).await);
+/// Starts an operator with twelve confirmed documents, of which the source still has two.
+async fn start_with_ten_missing() -> (TestEnv, Upstream, Operator) {
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(12).await);
     let (operator, _) = world.all(&ALLOWED);
     let first = run(&world, "first", walk(&upstream)).await;
     assert_eq!((ended(&first).0, first.counts.unwrap().updated), ("Completed", 12));
-    upstream.books().people = 2;
+    upstream.state().people = 2;
     (world, upstream, operator)
 }
 
 /// The keys of the documents that are marked.
-async fn marked(world: &World) -> Vec<i64> {
+async fn marked(world: &TestEnv) -> Vec<i64> {
     let people = world.database.collection::<bson::Document>("people");
     let mut found = people.find(doc! {"missingSince": {"$exists": true}}).sort(doc! {"_id": 1}).await.unwrap();
     let mut keys = Vec::new();
@@ -55,19 +55,19 @@ async fn marked(world: &World) -> Vec<i64> {
     keys
 }
 
-async fn annotate(world: &World, name: &str, annotation: &str, value: &str) {
+async fn annotate(world: &TestEnv, name: &str, annotation: &str, value: &str) {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_held_run_removes_what_was_approved_and_no_more() {
-    let (world, upstream, _operator) = ten_gone().await;
+async fn a_held_run_removes_only_what_was_approved() {
+    let (world, upstream, _operator) = start_with_ten_missing().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let held = phase(&world, "few", Phase::Held).await;
     assert_eq!((reason(&held, "Held").as_deref(), reason(&held, "Reconciling")), (Some("GuardExceeded"), None));
@@ -76,17 +76,17 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
     let held = status.conditions.iter().find(|condition| condition.type_ == "Held").unwrap();
     assert!(held.message.contains("would mark 10 of 12 confirmed documents"), "{}", held.message);
     assert!(held.message.contains("kubectl annotate syncjob few sync.codex.dev/approve=10"), "{}", held.message);
-    told(&world, "few", &["RunHeld"]).await;
+    wait_for_events(&world, "few", &["RunHeld"]).await;
     assert!(marked(&world).await.is_empty());
 
     annotate(&world, "few", APPROVE_ANNOTATION, "9").await;
     let heard = async || world.queue().get(&uid).await.unwrap().filter(|run| run.approved == Some(9));
-    assert_eq!(eventually("the queue knows", heard).await.state, State::Parked);
+    assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
     annotate(&world, "few", APPROVE_ANNOTATION, "10").await;
     let job = finished(&world, "few").await;
     assert!(is_complete(&job), "{:?}", job.status);
     assert_eq!(reason(&job, "Held"), None);
-    told(&world, "few", &["RunApproved", "RunCompleted"]).await;
+    wait_for_events(&world, "few", &["RunApproved", "RunCompleted"]).await;
     let counts = job.status.unwrap().counts.unwrap();
     assert_eq!((counts.marked, counts.held), (Some(10), None));
     assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());
@@ -94,7 +94,7 @@ async fn a_held_run_removes_what_was_approved_and_no_more() {
 
 #[tokio::test]
 async fn later_runs_of_a_schedule_supersede_a_held_one() {
-    let (world, upstream, http) = (World::new().await, Upstream::with_people(12).await, HttpSink::start().await);
+    let (world, upstream, http) = (TestEnv::new().await, Upstream::with_people(12).await, HttpSink::start().await);
     signing_key(&world).await;
     apply_alert(&world, &json!([webhook(&http, "/hook")]), &json!({"when": [{"type": "RunHeld"}]})).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -109,7 +109,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let trigger = async |token: &str| {
         let patch = Patch::Merge(json!({"metadata": {"annotations": {TRIGGER_ANNOTATION: token}}}));
         world.schedules().patch("people", &PatchParams::default(), &patch).await.unwrap();
-        eventually("its SyncJob is made", async || {
+        eventually("the SyncJob is created", async || {
             let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
             let is_it = |job: &SyncJob| job.annotations().get(TRIGGER_ANNOTATION).is_some_and(|found| found == token);
             jobs.into_iter().find(is_it)
@@ -117,47 +117,48 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
         .await
         .name_any()
     };
-    upstream.books().people = 2;
+    upstream.state().people = 2;
     let older = trigger("a").await;
     phase(&world, &older, Phase::Held).await;
     let held = status("a held run is not active", |schedule| {
         schedule.status.as_ref().is_some_and(|status| status.active_count == Some(0))
     })
     .await;
-    assert_eq!(held.active[0].name, older, "it is in the books");
-    http.takes("/hook", 1).await;
-    assert_eq!(http.told("/hook"), ["firing RunHeld people"]);
+    assert_eq!(held.active[0].name, older, "the held run is active");
+    http.wait_for_deliveries("/hook", 1).await;
+    assert_eq!(http.notifications("/hook"), ["firing RunHeld people"]);
 
     let newer = trigger("b").await;
     phase(&world, &newer, Phase::Held).await;
     let superseded = finished(&world, &older).await;
     assert_eq!(reason(&superseded, "Failed").as_deref(), Some("Superseded"));
     assert_eq!(superseded.annotations()[SUPERSEDED_BY_ANNOTATION], newer);
-    told(&world, &older, &["RunHeld", "RunCancelled"]).await;
-    told(&world, "people", &["RunSuperseded"]).await;
+    wait_for_events(&world, &older, &["RunHeld", "RunCancelled"]).await;
+    wait_for_events(&world, "people", &["RunSuperseded"]).await;
 
-    upstream.books().people = 12;
+    upstream.state().people = 12;
     let last = trigger("c").await;
     assert!(is_complete(&finished(&world, &last).await));
     let superseded = finished(&world, &newer).await;
     assert_eq!(ended(superseded.status.as_ref().unwrap()), ("Superseded", format!("{last} supersedes it").as_str()));
-    let books = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
-    let runs = books.runs;
+    let counted = status("all are counted", |schedule| schedule.status.as_ref().unwrap().active.is_empty()).await;
+    let runs = counted.runs;
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.replaced), (4, 2, 0, 2));
-    let resolved = async || http.told("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
+    let resolved =
+        async || http.notifications("/hook").last().filter(|last| *last == "resolved RunHeld people").cloned();
     eventually("the sink is notified that no run is held", resolved).await;
     assert!(marked(&world).await.is_empty());
 }
 
 #[tokio::test]
 async fn a_held_run_that_redis_lost_waits_for_its_approval() {
-    let (world, upstream, _operator) = ten_gone().await;
+    let (world, upstream, _operator) = start_with_ten_missing().await;
     for name in ["approved", "cancelled"] {
         let uid = apply_job(&world, name, walk(&upstream)).await.uid().unwrap();
         let started = phase(&world, name, Phase::Held).await.status.unwrap().start_time;
         world.queue().remove(&uid).await.unwrap();
         patch(&world, name, json!({"priority": 1})).await;
-        let job = eventually("it was looked at", async || {
+        let job = eventually("the schedule was reconciled", async || {
             let job = world.jobs().get(name).await.ok()?;
             (job.status.as_ref()?.observed_generation == job.metadata.generation).then_some(job)
         })
@@ -172,29 +173,29 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
             annotate(&world, name, APPROVE_ANNOTATION, "10").await;
             let job = finished(&world, name).await;
             assert!(is_complete(&job), "{:?}", job.status);
-            told(&world, name, &["RunApproved"]).await;
+            wait_for_events(&world, name, &["RunApproved"]).await;
             let status = job.status.unwrap();
             assert_eq!((status.counts.unwrap().marked, status.start_time), (Some(10), started));
             assert_eq!(marked(&world).await, (2..12).collect::<Vec<_>>());
-            // All are listed again, and then ten of them are gone again.
-            upstream.books().people = 12;
+            // All documents are listed again, and then ten of them are missing again.
+            upstream.state().people = 12;
             run(&world, "all", walk(&upstream)).await;
             assert!(marked(&world).await.is_empty());
-            upstream.books().people = 2;
+            upstream.state().people = 2;
         }
     }
 }
 
 #[tokio::test]
-async fn an_operator_that_comes_back_keeps_what_is_held() {
-    let (world, upstream, operator) = ten_gone().await;
+async fn a_restarted_operator_keeps_held_runs() {
+    let (world, upstream, operator) = start_with_ten_missing().await;
     let uid = apply_job(&world, "few", walk(&upstream)).await.uid().unwrap();
     let before = phase(&world, "few", Phase::Held).await.status;
     assert_eq!(operator.stop().await, Some(0));
     let (_operator, _) = world.all(&ALLOWED);
     patch(&world, "few", json!({"priority": 1})).await;
     let heard = async || world.queue().get(&uid).await.unwrap().filter(|run| run.priority == 1);
-    assert_eq!(eventually("the queue knows", heard).await.state, State::Parked);
+    assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
     let after = world.jobs().get("few").await.unwrap().status;
     let conditions = |status: &Option<sync_operator::api::SyncJobStatus>| status.clone().unwrap().conditions;
     assert_eq!(conditions(&after)[0].last_transition_time, conditions(&before)[0].last_transition_time);

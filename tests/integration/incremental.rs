@@ -1,4 +1,4 @@
-//! What Incremental runs take, and what finding it costs, on a real MongoDB.
+//! The documents of Incremental runs, and the cost of their queries, on a real MongoDB.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -18,13 +18,13 @@ use sync_operator::{
 use tokio::runtime::Handle;
 
 use crate::{
-    own::MongoDb,
+    servers::MongoDb,
     support::{unique, variable},
 };
 
 const START: i64 = 1_795_477_200_123;
 const STALE_AFTER: i64 = 3_600_000;
-/// From this time on, stamps are mistakes: the longest run, and a day.
+/// Stamps from this time on are wrong: it is later than the start by the longest run and a day.
 const FUTURE: i64 = START + 65 * 60_000;
 
 async fn database() -> Database {
@@ -66,7 +66,7 @@ fn fetching() -> Value {
     })
 }
 
-/// The query of an Incremental run, without a thought for indexes.
+/// The plain query of an Incremental run, which ignores indexes.
 fn due(progress: &str, own: Bson) -> Document {
     doc! {"$or": [
         {progress: {"$not": {"$gte": at(START - STALE_AFTER)}}},
@@ -77,7 +77,7 @@ fn due(progress: &str, own: Bson) -> Document {
     ]}
 }
 
-/// A value of a field that ought to hold a date. `None`: there is no such field.
+/// A value of a field that should have a date. `None`: the document lacks the field.
 fn value() -> impl Strategy<Value = Option<Bson>> {
     let around = |millis: i64| millis - 2..=millis + 2;
     let date = prop_oneof![
@@ -151,7 +151,7 @@ async fn read(target: &TargetCollection) -> BTreeSet<i32> {
     batches.iter().flat_map(Batch::keys).map(|key| key.as_i32().unwrap()).collect()
 }
 
-/// Puts documents into a collection with both indexes, and compares what a run takes with what the plain query finds.
+/// Compares the documents of a run on a collection with both indexes with the result of the plain query.
 async fn assert_same(database: &Database, spec: &Value, progress: &str, documents: Vec<Document>) {
     users(database).drop().await.unwrap();
     index(database, doc! {progress: 1}, doc! {}).await;
@@ -164,13 +164,13 @@ async fn assert_same(database: &Database, spec: &Value, progress: &str, document
     let mut target = target(database, spec.clone()).await;
     let own = if spec.get("source").is_some() { doc! {"$gte": at(START)}.into() } else { at(START) };
     let expected = keys(users(database).find(due(progress, own)).await.unwrap()).await;
-    assert_eq!(read(&target).await, expected, "before the indexes are looked at");
+    assert_eq!(read(&target).await, expected, "before the indexes are read");
     assert_eq!(target.plan_walk().await.unwrap(), expected.len() as i64);
     assert_eq!(read(&target).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queries_with_and_without_indexes_take_the_same() {
+async fn queries_with_and_without_indexes_return_the_same() {
     for (spec, progress) in [(stamping(), "lastSynced"), (fetching(), "_sync.team/gitlab.at")] {
         let database = database().await;
         let handle = Handle::current();
@@ -208,12 +208,12 @@ async fn fill(database: &Database, count: i32) {
         .await;
 }
 
-/// Has MongoDB note what each command on the database costs.
+/// Switches the profiler of MongoDB on or off.
 async fn profile(database: &Database, is_on: bool) {
     database.run_command(doc! {"profile": if is_on { 2 } else { 0 }}).await.unwrap();
 }
 
-/// Keys and documents that were examined since the profile began, and the commands that did it.
+/// The number of keys and documents that were examined since the start of the profiler, and the commands.
 async fn examined(database: &Database) -> (i64, Vec<String>) {
     profile(database, false).await;
     let operations = database.collection::<Document>("system.profile");
@@ -225,14 +225,14 @@ async fn examined(database: &Database) -> (i64, Vec<String>) {
         _ => 0,
     };
     let cost = |operation: &Document| number(operation, "keysExamined") + number(operation, "docsExamined");
-    let told = operations.iter().map(|operation| {
+    let operations_read = operations.iter().map(|operation| {
         let plan = operation.get_str("planSummary").unwrap_or_default();
         format!("{} {} {plan}", operation.get_str("op").unwrap(), cost(operation))
     });
-    (operations.iter().map(cost).sum(), told.collect())
+    (operations.iter().map(cost).sum(), operations_read.collect())
 }
 
-/// Counts, reads and stamps what is due, and returns how many documents that were, and what it cost.
+/// Counts, reads and stamps the due documents, and returns their number and the cost.
 async fn run(database: &Database, spec: Value) -> (i64, i64, Vec<String>) {
     let mut target = target(database, spec).await;
     profile(database, true).await;
@@ -243,9 +243,9 @@ async fn run(database: &Database, spec: Value) -> (i64, i64, Vec<String>) {
         updated += target.write(batch).await.unwrap().updated;
     }
     assert_eq!(updated, count);
-    let (cost, told) = examined(database).await;
+    let (cost, operations_read) = examined(database).await;
     database.collection::<Document>("system.profile").drop().await.unwrap();
-    (count, cost, told)
+    (count, cost, operations_read)
 }
 
 async fn warnings(database: &Database, spec: Value) -> Vec<String> {
@@ -257,14 +257,14 @@ async fn warnings(database: &Database, spec: Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_incremental_run_costs_what_is_due() {
+async fn an_incremental_run_examines_only_due_documents() {
     let database = database().await;
     let all = 20_000;
     fill(&database, all).await;
     let [progress, changed] =
         ["lastSynced", "updatedAt"].map(|field| format!("db.users.createIndex({{\"{field}\": 1}})"));
-    let told = "the run reads all documents to find the due ones:";
-    assert_eq!(warnings(&database, stamping()).await, [format!("{told} {progress}, {changed}")]);
+    let warning = "the run reads all documents to find the due ones:";
+    assert_eq!(warnings(&database, stamping()).await, [format!("{warning} {progress}, {changed}")]);
     let (_, cost, _) = run(&database, stamping()).await;
     assert!(cost >= 2 * i64::from(all), "the count and the walk read all documents: {cost}");
 
@@ -273,14 +273,14 @@ async fn an_incremental_run_costs_what_is_due() {
     index(&database, doc! {"lastSynced": 1, "name": 1}, partial).await;
     index(&database, doc! {"lastSynced": "hashed"}, doc! {"name": "hashed"}).await;
     index(&database, doc! {"updatedAt": 1}, doc! {"sparse": true}).await;
-    assert_eq!(warnings(&database, stamping()).await, [format!("{told} {progress}")]);
+    assert_eq!(warnings(&database, stamping()).await, [format!("{warning} {progress}")]);
 
     index(&database, doc! {"lastSynced": 1}, doc! {}).await;
     assert_eq!(warnings(&database, stamping()).await, Vec::<String>::new());
-    let (count, cost, told) = run(&database, stamping()).await;
-    assert!(count == 0 && cost < 20, "{cost}: {told:?}");
+    let (count, cost, operations_read) = run(&database, stamping()).await;
+    assert!(count == 0 && cost < 20, "{cost}: {operations_read:?}");
 
-    // Far apart, so that a range of keys would hold nearly all documents.
+    // The keys are far apart, so a range of keys would have nearly all documents.
     let some = doc! {"_id": {"$mod": [200, 7]}};
     for (what, update) in [
         ("never synced", doc! {"$unset": {"lastSynced": 1}}),
@@ -289,8 +289,8 @@ async fn an_incremental_run_costs_what_is_due() {
         ("of this run", doc! {"$set": {"lastSynced": at(START)}}),
     ] {
         users(&database).update_many(some.clone(), update).await.unwrap();
-        let (count, cost, told) = run(&database, json!({"staleAfter": "1h", "batchSize": 10})).await;
-        assert!(count == 100 && cost < 2000, "{what}: {count}, {cost}: {told:#?}");
+        let (count, cost, operations_read) = run(&database, json!({"staleAfter": "1h", "batchSize": 10})).await;
+        assert!(count == 100 && cost < 2000, "{what}: {count}, {cost}: {operations_read:#?}");
     }
 
     users(&database).drop_index("hashed").await.unwrap();
@@ -325,7 +325,7 @@ async fn a_short_walk_goes_in_the_order_of_the_key_and_resumes() {
 }
 
 #[tokio::test]
-async fn what_is_too_much_to_sort_is_walked_by_key() {
+async fn results_beyond_the_sort_limit_are_walked_by_key() {
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;
     let database = mongodb::Client::with_uri_str(mongodb.url("")).await.unwrap().database("users");
@@ -347,10 +347,10 @@ async fn proof() {
     let all: i32 = std::env::var("DOCUMENTS").map_or(1_000_000, |number| number.parse().unwrap());
     let database = database().await;
     fill(&database, all).await;
-    let show = |what: &str, began: Instant, (count, cost, told): (i64, i64, Vec<String>)| {
+    let show = |what: &str, began: Instant, (count, cost, operations_read): (i64, i64, Vec<String>)| {
         let share = 100.0 * cost as f64 / f64::from(all);
         println!(
-            "{what}: {count} due, {cost} examined ({share:.4} %), {:.3} s: {told:?}",
+            "{what}: {count} due, {cost} examined ({share:.4} %), {:.3} s: {operations_read:?}",
             began.elapsed().as_secs_f64()
         );
         cost
@@ -384,7 +384,7 @@ async fn proof() {
     let (_, cost) = measured("none due again").await;
     assert!(cost < i64::from(all) / 100, "{cost}");
 
-    // As a whole process, to whose clock the documents are some days old.
+    // In a whole process, by whose clock the documents are some days old.
     let job = json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "proof"},
         "spec": {"staleAfter": "8760h"},

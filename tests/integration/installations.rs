@@ -1,4 +1,4 @@
-//! Installations that meet on one queue, or on the same objects.
+//! Installations with the same queue or the same objects.
 
 use std::process::{Command, Output};
 
@@ -11,7 +11,7 @@ use crate::{
     operator::{apply_job, apply_schedule, finished, get},
     replicas::probe_port,
     sources::ALLOWED,
-    support::{World, allow_queue, eventually, source},
+    support::{TestEnv, allow_queue, eventually, source},
     upstream::Upstream,
 };
 
@@ -22,25 +22,25 @@ fn condition(object: &Value, type_: &str) -> Option<Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_).cloned()
 }
 
-async fn schedule(world: &World) -> Value {
+async fn schedule(world: &TestEnv) -> Value {
     serde_json::to_value(world.schedules().get("users").await.unwrap()).unwrap()
 }
 
-async fn job(world: &World, name: &str) -> Value {
+async fn job(world: &TestEnv, name: &str) -> Value {
     serde_json::to_value(world.jobs().get(name).await.unwrap()).unwrap()
 }
 
 /// Waits for a condition with a reason, and returns its message.
-async fn told(what: &str, type_: &str, reason: &str, mut look: impl AsyncFnMut() -> Value) -> String {
+async fn wait_for_condition(what: &str, type_: &str, reason: &str, mut read: impl AsyncFnMut() -> Value) -> String {
     eventually(&format!("{what} is {type_}: {reason}"), async || {
-        let condition = condition(&look().await, type_)?;
+        let condition = condition(&read().await, type_)?;
         (condition["reason"] == reason).then(|| condition["message"].as_str().unwrap().to_owned())
     })
     .await
 }
 
-/// Runs `sync-operator adopt` for a world.
-fn adopt(world: &World, queue: &str, args: &[&str]) -> Output {
+/// Runs `sync-operator adopt`.
+fn adopt(world: &TestEnv, queue: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sync-operator"))
         .arg("adopt")
         .args(args)
@@ -55,13 +55,13 @@ fn adopt(world: &World, queue: &str, args: &[&str]) -> Output {
 
 #[tokio::test]
 async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
-    let (first, second) = (World::new().await, World::new().await);
+    let (first, second) = (TestEnv::new().await, TestEnv::new().await);
     first.seed(10, 0).await;
     second.seed(10, 0).await;
     let _first = first.operator("controller", &QUICK);
     apply_job(&first, "one", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&first, "one").await));
-    eventually("the first one owns its queue", async || first.queue().owner().await.unwrap()).await;
+    eventually("the first installation owns its queue", async || first.queue().owner().await.unwrap()).await;
 
     allow_queue(&second.servers.redis, &second.name, &first.name).await;
     let on_queue_of_first = [&QUICK[..], &["--queue-name", &first.name]].concat();
@@ -69,16 +69,19 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     apply_schedule(&second, "users", json!({"interval": "24h"})).await;
     apply_job(&second, "two", json!({"syncType": "Full"})).await;
     let owner = format!("sync-operator-{} (database {})", first.name, first.name);
-    let message = told("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
+    let message =
+        wait_for_condition("the schedule", "Ready", "InstallationConflict", async || schedule(&second).await).await;
     assert!(message.contains(&owner), "{message}");
-    let message = told("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await).await;
+    let message =
+        wait_for_condition("the SyncJob", "Reconciling", "InstallationConflict", async || job(&second, "two").await)
+            .await;
     assert!(message.contains(&owner), "{message}");
     let (code, body) = get(probe_port(&refused).await, "/readyz").await.unwrap();
     assert!(code == 503 && body.contains("installation"), "{code} {body}");
     assert!(refused.log().contains(&owner), "{}", refused.log());
     assert!(first.queue().get(&uid(&second, "two").await).await.unwrap().is_none());
     apply_job(&first, "three", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&first, "three").await), "the owner goes on");
+    assert!(is_complete(&finished(&first, "three").await), "the owner continues");
 
     let adopted = adopt(&second, &first.name, &[]);
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
@@ -87,19 +90,19 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     assert_eq!(second.count(doc! {"lastSynced": {"$exists": true}}).await, 10);
 }
 
-async fn uid(world: &World, name: &str) -> String {
+async fn uid(world: &TestEnv, name: &str) -> String {
     world.jobs().get(name).await.unwrap().metadata.uid.unwrap()
 }
 
 #[tokio::test]
 async fn a_worker_of_another_database_leaves_runs_alone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
     let stranger = world.operator("worker", &["--mongodb-database", "another"]);
     probe_port(&stranger).await;
     apply_job(&world, "users", json!({"syncType": "Full"})).await;
-    eventually("the worker says that the queue is not its own", async || {
+    eventually("the worker logs the difference", async || {
         stranger.log().contains("difference=\"default database\"").then_some(())
     })
     .await;
@@ -113,7 +116,7 @@ async fn a_worker_of_another_database_leaves_runs_alone() {
 
 #[tokio::test]
 async fn objects_of_another_installation_are_left_alone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let lease = format!("default/sync-operator-{}", world.name);
     let _first = world.operator("controller", &QUICK);
@@ -129,7 +132,8 @@ async fn objects_of_another_installation_are_left_alone() {
     let second =
         world.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
     let message =
-        told("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await).await;
+        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await)
+            .await;
     assert!(message.contains(&lease) && message.contains(&other), "{message}");
     apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&world, "by-hand").await));
@@ -144,14 +148,14 @@ async fn objects_of_another_installation_are_left_alone() {
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
     assert!(adopted.status.success() && said.contains("SyncSchedule"), "{said}");
     trigger(&world, "adopted").await;
-    eventually("the other one goes on", async || {
+    eventually("the other installation continues", async || {
         let status = schedule(&world).await["status"].take();
         (status["runs"]["succeeded"] == 3 && second.log().contains("run completed")).then_some(())
     })
     .await;
 }
 
-async fn trigger(world: &World, token: &str) {
+async fn trigger(world: &TestEnv, token: &str) {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}}));
     world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
 }
@@ -159,7 +163,7 @@ async fn trigger(world: &World, token: &str) {
 #[tokio::test]
 async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
     for old_controller in [false, true] {
-        let (world, upstream) = (World::new().await, Upstream::start().await);
+        let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
         world.seed(10, 0).await;
         let lacking = [("SYNC_OPERATOR_LACKS", "source")];
         let controller = [&QUICK[..], &["--workers", "0"]].concat();
@@ -169,8 +173,10 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
         let mapping = json!([{"from": "/name", "to": "name", "type": "String"}]);
         apply_job(&world, "newer", json!({"syncType": "Full", "source": source, "mapping": mapping})).await;
         apply_job(&world, "plain", json!({"syncType": "Full"})).await;
-        assert!(is_complete(&finished(&world, "plain").await), "what it knows, it works on");
-        let message = told("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await).await;
+        assert!(is_complete(&finished(&world, "plain").await), "the old worker completes a run without newer fields");
+        let message =
+            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await)
+                .await;
         assert!(message.contains("level 2"), "{message}");
         assert_eq!(old.log().contains("lacking=\"spec.source\""), old_controller, "{}", old.log());
         assert_eq!(upstream.requests(), 0);
@@ -185,12 +191,12 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
 
 #[tokio::test]
 async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
     for name in ["cancelled", "deleted"] {
         apply_job(&world, name, json!({"syncType": "Full"})).await;
         let uid = uid(&world, name).await;
-        eventually("it is in the queue", async || world.queue().get(&uid).await.unwrap()).await;
+        eventually("the run is in the queue", async || world.queue().get(&uid).await.unwrap()).await;
         let mut redis = redis::Client::open(world.servers.redis.as_str())
             .unwrap()
             .get_multiplexed_async_connection()
@@ -200,10 +206,10 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
         redis::cmd("HSET").arg(key).arg("format").arg(9).exec_async(&mut redis).await.unwrap();
     }
     let worker = world.operator("worker", &[]);
-    told("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
+    wait_for_condition("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
     let uid = uid(&world, "deleted").await;
     world.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
-    eventually("the queue forgets it", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
     let patch = Patch::Merge(json!({"spec": {"cancelled": true}}));
     world.jobs().patch("cancelled", &PatchParams::default(), &patch).await.unwrap();
     let status = finished(&world, "cancelled").await.status.unwrap();

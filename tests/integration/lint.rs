@@ -1,4 +1,5 @@
-//! `lint` says of a manifest what the API server says: the verdicts on samples, on broken rules and on random mutations.
+//! `lint` and the API server have the same verdicts: on samples, on broken rules and on random
+//! mutations.
 
 mod mutation;
 
@@ -17,7 +18,7 @@ use sync_operator::{
     manifest::{Finding, Manifest, Object, Severity, parse},
 };
 
-use crate::support::World;
+use crate::support::TestEnv;
 
 fn plural(kind: &str) -> &'static str {
     match kind {
@@ -28,17 +29,17 @@ fn plural(kind: &str) -> &'static str {
     }
 }
 
-/// What the API server says when a manifest is created, without storing it.
-async fn created(world: &World, kind: &str, text: &str) -> Result<Value, String> {
+/// The answer of the API server to a dry run of the creation of a manifest.
+async fn created(world: &TestEnv, kind: &str, text: &str) -> Result<Value, String> {
     post(world, kind, text, "dryRun=All&fieldValidation=Strict").await
 }
 
 /// True when the API server refuses to store an object for its resourceVersion, which a dry run does not check.
-async fn is_refused_when_stored(world: &World, kind: &str, text: &str) -> bool {
+async fn is_refused_when_stored(world: &TestEnv, kind: &str, text: &str) -> bool {
     post(world, kind, text, "fieldValidation=Strict").await.is_err_and(|error| error.contains("resourceVersion"))
 }
 
-async fn post(world: &World, kind: &str, text: &str, query: &str) -> Result<Value, String> {
+async fn post(world: &TestEnv, kind: &str, text: &str, query: &str) -> Result<Value, String> {
     let path = format!("/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?{query}", world.name, plural(kind));
     let request = http::Request::post(path).header("content-type", "application/yaml").body(text.as_bytes().to_vec());
     world.client.request::<Value>(request.unwrap()).await.map_err(|error| error.to_string())
@@ -59,7 +60,7 @@ fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
 }
 
 /// True when the API server takes an object that the operator refuses.
-async fn is_refused_later(world: &World, kind: &str, object: &Value) -> bool {
+async fn is_refused_later(world: &TestEnv, kind: &str, object: &Value) -> bool {
     match kind {
         "SyncJob" => is_refused_by_a_worker(&typed::<SyncJob>(object).spec),
         "SyncSchedule" => {
@@ -90,7 +91,7 @@ struct Compared {
     difference: Option<String>,
 }
 
-async fn compare(world: &World, kind: &str, text: &str) -> Compared {
+async fn compare(world: &TestEnv, kind: &str, text: &str) -> Compared {
     let parsed = parse("a.yaml", text);
     let is_valid = parsed.findings.iter().all(|finding| finding.level == Severity::Warning);
     // kubectl sends nothing for an empty document, and sends an object of another kind elsewhere.
@@ -171,7 +172,7 @@ fn rule_cases() -> RuleCases {
 
 #[tokio::test]
 async fn samples_are_valid_for_both() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     for (kind, text) in samples() {
         created(&world, &kind, &text).await.unwrap();
         assert_eq!(errors(&text), [], "{text}");
@@ -180,7 +181,7 @@ async fn samples_are_valid_for_both() {
 
 #[tokio::test]
 async fn each_broken_rule_has_the_message_of_the_api_server() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let RuleCases { broken, valid } = rule_cases();
     for (kind, object) in valid {
         let text = object.to_string();
@@ -204,7 +205,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[tokio::test]
 async fn verdicts_on_mutations_are_those_of_the_api_server() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let seed = number("SEED", rand::random());
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);

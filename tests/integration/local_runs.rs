@@ -19,12 +19,12 @@ use tokio::{io::AsyncWriteExt, process, time::timeout};
 
 use crate::{
     certificates::Authority,
-    own::MongoDb,
+    servers::MongoDb,
     support::{PATIENCE, Servers, eventually, source, unique},
     upstream::{PRIVATE, Peculiar, Upstream},
 };
 
-/// A database and a folder of a test's own. No API server and no Redis are involved.
+/// A database and a folder of one test, without an API server and Redis.
 struct Local {
     servers: Servers,
     name: String,
@@ -32,7 +32,7 @@ struct Local {
     folder: PathBuf,
 }
 
-/// What a process printed, and its exit code.
+/// The output and the exit code of a process.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -193,9 +193,9 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(30).await);
     local.seed(50, 0).await;
     for id in 0..50 {
-        upstream.books().users.insert(id.to_string(), Peculiar::Gone);
+        upstream.state().users.insert(id.to_string(), Peculiar::Gone);
     }
-    upstream.books().users.insert("7".to_owned(), Peculiar::Named("Ada".to_owned()));
+    upstream.state().users.insert("7".to_owned(), Peculiar::Named("Ada".to_owned()));
     for (on_missing, args, processed, updated) in [
         ("Delete", &["--limit", "8"][..], 8, 1),
         ("Mark", &["--limit", "1"], 1, 0),
@@ -210,7 +210,7 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
     let pages = json!({"syncType": "Full", "batchSize": 5, "mapping": [{"from": "/name", "to": "name"}], "source": source("rest", &json!({
         "endpoint": upstream.rest("/numbered?page={page}&n={first}"), "batching": "Pages", "onMissing": "Delete",
         "pagination": {"by": "Number"}, "resultPath": "/users", "upsert": true}))});
-    upstream.books().users.clear();
+    upstream.state().users.clear();
     let ended = local.run(&job("users", &pages), &["--limit", "8"]).await;
     assert_eq!((ended.code, ended.counts().0), (Some(0), 8), "{}{}", ended.stdout, ended.stderr);
     let ended = local.run(&job("users", &pages), &["--key", "20"]).await;
@@ -223,7 +223,7 @@ async fn limit_and_key_restrict_a_run_and_remove_nothing() {
 async fn secrets_come_from_a_variable_a_file_or_stdin() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
-    upstream.books().token = Some("s3cret".to_owned());
+    upstream.state().token = Some("s3cret".to_owned());
     let spec = by_user(&upstream, &json!({"tokenSecretRef": {"name": "gitlab", "key": "token"}}));
     let file = local.folder.join("job.json");
     fs::write(&file, job("users", &spec)).unwrap();
@@ -302,8 +302,8 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
     let manifest = job("users", &spec);
     let ended = local.run(&manifest, &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (12, 12, 0, 0)), "{}", ended.stderr);
-    upstream.books().people = 2;
-    let told = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
+    upstream.state().people = 2;
+    let expected = "the run would mark 10 of 12 confirmed documents, and guard.maxMissing allows 5. To approve: run the same command with --approve 10";
 
     let dry = local.run(&manifest, &["--dry-run", "-o", "text"]).await;
     assert_eq!(dry.code, Some(0), "{}", dry.stderr);
@@ -315,15 +315,15 @@ async fn a_held_run_exits_with_3_and_removes_what_is_approved() {
         assert_eq!((&status["phase"], &status["counts"]["held"]), (&json!("Held"), &json!(10)));
         let condition = &status["conditions"][0];
         assert_eq!((&condition["type"], &condition["reason"]), (&json!("Held"), &json!("GuardExceeded")));
-        assert!(condition["message"].as_str().unwrap().starts_with(told), "{condition}");
-        assert!(held.stderr.contains(&format!("users waits for an approval: {told}")), "{}", held.stderr);
+        assert!(condition["message"].as_str().unwrap().starts_with(expected), "{condition}");
+        assert!(held.stderr.contains(&format!("users waits for an approval: {expected}")), "{}", held.stderr);
     }
     let held = local.run(&manifest, &["-o", "text"]).await;
-    assert!(held.stdout.starts_with(&format!("users: Held: GuardExceeded: {told}")), "{}", held.stdout);
+    assert!(held.stdout.starts_with(&format!("users: Held: GuardExceeded: {expected}")), "{}", held.stdout);
     let held = local.run(&manifest, &["-o", "yaml"]).await;
     let shown: Value = serde_yaml_ng::from_str(&held.stdout).unwrap();
     assert_eq!((held.code, &shown["status"]["phase"]), (Some(3), &json!("Held")));
-    // The others are run all the same, and a failed one counts for more.
+    // The other jobs run too. A failed run determines the exit code.
     let failing = job("failing", &json!({"target": {"collection": "other", "filter": {"$nonsense": 1}}}));
     let both = local.run(&format!("{manifest}\n---\n{failing}"), &[]).await;
     assert_eq!((both.code, both.stdout.lines().count()), (Some(1), 2), "{}", both.stderr);
@@ -350,12 +350,12 @@ async fn a_failed_attempt_is_retried_and_a_failed_run_exits_with_1() {
         spec["backoffLimit"] = limit.into();
         spec
     };
-    upstream.books().instead.extend(vec![broken.clone(); 2]);
+    upstream.state().instead.extend(vec![broken.clone(); 2]);
     let ended = local.run(&job("users", &spec(3)), &[]).await;
     assert_eq!((ended.code, ended.counts().0), (Some(0), 5), "{}", ended.stderr);
     assert_eq!(ended.json()["status"]["attempts"], 2);
     assert!(ended.stderr.contains("users: attempt 1 failed with SourceError"), "{}", ended.stderr);
-    upstream.books().instead.extend(vec![broken; 2]);
+    upstream.state().instead.extend(vec![broken; 2]);
     let ended = local.run(&job("users", &spec(1)), &[]).await;
     let status = &ended.json()["status"];
     assert_eq!((ended.code, &status["phase"]), (Some(1), &json!("Failed")));
@@ -389,7 +389,7 @@ async fn documents(database: &Database) -> Vec<Document> {
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
 
-/// One document a batch, one batch at a time.
+/// A spec with one document in each batch and one batch after the other.
 fn slow(on_failure: &str, upstream: &Upstream) -> Value {
     let mut spec = by_user(upstream, &json!({"rateLimit": {"requests": 100}}));
     spec["batchSize"] = 1.into();
@@ -408,20 +408,20 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         fs::write(local.folder.join("job.json"), &manifest).unwrap();
         let child = process::Command::from(local.command(&["job.json"])).kill_on_drop(true).spawn().unwrap();
         let stamped = doc! {"lastSynced": {"$exists": true}};
-        eventually("the run is under way", async || (local.count(stamped.clone()).await > 30).then_some(())).await;
+        eventually("documents are stamped", async || (local.count(stamped.clone()).await > 30).then_some(())).await;
         let pid = child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
         let ended: Ended = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap().into();
         assert_eq!(ended.code, Some(130), "{}", ended.stderr);
         assert!(ended.stderr.contains("--resume users.resume.json"), "{}", ended.stderr);
         let done = local.count(stamped.clone()).await;
-        assert!(done < 300, "it is not restored, nor complete: {done}");
-        assert_eq!(ended.counts().0 as u64, done, "all that was written is in the checkpoint");
+        assert!(done < 300, "the run is neither rolled back nor complete: {done}");
+        assert_eq!(ended.counts().0 as u64, done, "the checkpoint has all written documents");
 
         let file = local.folder.join("users.resume.json");
         let resume = fs::read_to_string(&file).unwrap();
         assert!(!resume.contains("mongodb://") && !resume.contains(&upstream.url), "{resume}");
-        // As if it had been interrupted an hour ago, which is the deadline: the pause does not count.
+        // The run seems to be interrupted for an hour, which is the deadline. The interruption does not count.
         let mut earlier: Value = serde_json::from_str(&resume).unwrap();
         let progress = &mut earlier["runs"][0]["progress"];
         for time in ["started", "interrupted"] {
@@ -439,8 +439,8 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
         assert!(absent.stderr.contains("absent.json does not exist"), "{}", absent.stderr);
         let ended = local.finish(local.command(&["job.json", "--resume", "users.resume.json"]), "").await;
         assert_eq!((ended.code, ended.counts()), (Some(0), (300, 300, 0, 0)), "{}", ended.stderr);
-        assert_eq!(upstream.requests() - asked, 300 - done as usize, "nothing is asked for twice");
-        assert!(!file.exists(), "it is removed");
+        assert_eq!(upstream.requests() - asked, 300 - done as usize, "no document is requested twice");
+        assert!(!file.exists(), "the resume file is removed");
         let left = local.database.list_collection_names().await.unwrap();
         assert_eq!(left, ["users"], "the journal is dropped");
     }
@@ -450,12 +450,12 @@ async fn an_interrupted_run_continues_with_its_resume_file() {
 async fn a_second_signal_ends_the_process_at_once() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
-    upstream.books().delay = Duration::from_secs(600);
+    upstream.state().delay = Duration::from_secs(600);
     let mut spec = by_user(&upstream, &json!({"timeout": "10m"}));
     spec["activeDeadline"] = "1h".into();
     fs::write(local.folder.join("job.json"), job("users", &spec)).unwrap();
     let child = process::Command::from(local.command(&["job.json"])).kill_on_drop(true).spawn().unwrap();
-    eventually("the source is asked", async || (upstream.requests() > 0).then_some(())).await;
+    eventually("the source receives a request", async || (upstream.requests() > 0).then_some(())).await;
     let pid = child.id().unwrap().to_string();
     for _ in 0..2 {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());

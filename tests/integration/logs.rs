@@ -1,20 +1,20 @@
-//! What a process logs.
+//! The log of a process.
 
 use std::{env, fs};
 
 use crate::{
     replicas::probe_port,
-    support::{World, eventually, unique},
+    support::{TestEnv, eventually, unique},
 };
 
 #[tokio::test]
-async fn what_is_logged_changes_with_a_file_and_on_sighup() {
-    let world = World::new().await;
+async fn the_log_filter_changes_with_a_file_and_on_sighup() {
+    let world = TestEnv::new().await;
     let file = env::temp_dir().join(unique("filter"));
     let name = file.to_str().unwrap();
     let mut worker = world.operator("worker", &["--log-filter-file", name]);
     probe_port(&worker).await;
-    let told = async |what: &str| {
+    let wait_for_log = async |what: &str| {
         eventually(what, async || {
             let log = worker.log();
             log.lines().any(|line| line.contains(what)).then_some(())
@@ -23,12 +23,12 @@ async fn what_is_logged_changes_with_a_file_and_on_sighup() {
     };
     fs::write(&file, "warn,sync_operator=trace\n").unwrap();
     worker.signal("HUP");
-    told(r#"log filter changed filter="warn,sync_operator=trace""#).await;
+    wait_for_log(r#"log filter changed filter="warn,sync_operator=trace""#).await;
     fs::write(&file, "sync_operator=loud").unwrap();
-    told(r#"the one before stays filter="sync_operator=loud""#).await;
+    wait_for_log(r#"the one before stays filter="sync_operator=loud""#).await;
     fs::write(&file, "error").unwrap();
-    told(r#"log filter changed filter="error""#).await;
+    wait_for_log(r#"log filter changed filter="error""#).await;
     fs::remove_file(&file).unwrap();
-    told(r#"log filter changed filter="warn,sync_operator=info""#).await;
+    wait_for_log(r#"log filter changed filter="warn,sync_operator=info""#).await;
     assert!(worker.is_running());
 }

@@ -8,11 +8,12 @@
     clippy::panic,
     clippy::unwrap_in_result,
     clippy::similar_names,
-    reason = "a test that cannot go on fails"
+    reason = "a test that cannot continue fails"
 )]
 
 mod alerts;
 mod certificates;
+mod collection;
 mod compat;
 mod connection_strings;
 mod control;
@@ -31,23 +32,22 @@ mod no_workers;
 mod objects;
 mod operator;
 mod outages;
-mod own;
 mod prometheus;
 mod queue;
 mod receiver;
 mod redis_faults;
-mod redis_kinds;
+mod redis_topologies;
 mod replicas;
 mod rest_sources;
 mod restores;
 mod rollback;
 mod schedules;
+mod servers;
 mod sinks;
 mod sources;
 mod support;
-mod target;
 mod traces;
 #[allow(dead_code, reason = "the random faults use it too")]
 mod upstream;
-mod views;
+mod watch_cache;
 mod workers;

@@ -1,4 +1,4 @@
-//! The mirror for BullMQ, as BullMQ's own getters and Bull Board read it, beside the calls.
+//! The mirror for BullMQ, as the getters of BullMQ and Bull Board read it, compared with the calls.
 
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
@@ -14,14 +14,14 @@ use tokio::time::sleep;
 
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval},
-    own::Redis,
+    servers::Redis,
     sources::{ALLOWED, with},
-    support::{Servers, World, eventually, unique, variable},
+    support::{Servers, TestEnv, eventually, unique, variable},
     upstream::{Instead, Upstream},
 };
 
 /// Runs a script of `tests/bullmq` on a mirror.
-fn script(name: &str, world: &World, prefix: &str) -> String {
+fn script(name: &str, world: &TestEnv, prefix: &str) -> String {
     let folder = variable("BULLMQ_READERS");
     let mut node = Command::new(Path::new(&folder).join("node"));
     node.current_dir(&folder).arg(name).args([&world.servers.redis, prefix, &world.name]);
@@ -30,7 +30,7 @@ fn script(name: &str, world: &World, prefix: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn told(world: &World, prefix: &str) -> Value {
+fn read_mirror(world: &TestEnv, prefix: &str) -> Value {
     serde_json::from_str(&script("read.mjs", world, prefix)).unwrap()
 }
 
@@ -40,12 +40,12 @@ async fn ask(port: u16, path: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
-async fn connect(world: &World) -> MultiplexedConnection {
+async fn connect(world: &TestEnv) -> MultiplexedConnection {
     let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Every key below a prefix, with the time it has left in milliseconds and what it holds.
+/// Every key below a prefix, with its time to live in milliseconds and its value.
 async fn keys(redis: &mut MultiplexedConnection, prefix: &str) -> BTreeMap<String, (i64, Vec<u8>)> {
     let names: Vec<String> = redis.keys(format!("{prefix}:*")).await.unwrap();
     let mut found = BTreeMap::new();
@@ -67,7 +67,7 @@ fn millis(time: &Value) -> i64 {
     time.as_str().unwrap().parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-/// The counts of `/jobs/status` in BullMQ's words.
+/// The counts of `/jobs/status` in the terms of BullMQ.
 fn counts(status: &Value) -> Value {
     let counts = &status["counts"];
     json!({
@@ -76,28 +76,29 @@ fn counts(status: &Value) -> Value {
     })
 }
 
-/// Waits until the mirror counts as `/jobs/status` does, with so many runs of each kind.
-async fn agreed(world: &World, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
+/// Waits until the mirror and `/jobs/status` have these counts.
+async fn wait_for_agreement(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
-        let (status, told) = (ask(port, "/jobs/status").await, told(world, prefix));
+        let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(world, prefix));
         let schedules = |all: &Value| all.as_array().map(Vec::len);
-        let agree = told["counts"] == counts(&status)
-            && told["counts"] == *wanted
-            && schedules(&told["schedulers"]) == schedules(&status["repeatable"]);
-        agree.then_some((status, told))
+        let agree = mirrored["counts"] == counts(&status)
+            && mirrored["counts"] == *wanted
+            && schedules(&mirrored["schedulers"]) == schedules(&status["repeatable"]);
+        agree.then_some((status, mirrored))
     })
     .await
 }
 
-/// A run in each state: five complete, one failed, one in backoff, one suspended, one halfway and two waiting, in this order.
-async fn runs(world: &World, stuck: &Upstream, broken: &Upstream) {
+/// Creates runs in all states: five complete, one failed, one in backoff, one suspended, one active and two waiting, in
+/// this order.
+async fn create_runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
         spec["batchSize"] = batch.into();
         spec["parallelism"] = 1.into();
         spec
     };
-    broken.books().mood = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
+    broken.state().next_answer = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
     for number in 0..5 {
         let name = format!("complete-{number}");
         apply_job(world, &name, json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": number}}}})).await;
@@ -110,27 +111,27 @@ async fn runs(world: &World, stuck: &Upstream, broken: &Upstream) {
     failing["backoffLimit"] = 5.into();
     failing["backoff"] = json!({"initial": "1h", "max": "1h"});
     apply_job(world, "delayed", failing).await;
-    phase(world, "delayed", "Retrying").await;
+    wait_for_phase(world, "delayed", "Retrying").await;
     apply_job(world, "suspended", json!({"suspended": true})).await;
-    phase(world, "suspended", "Suspended").await;
+    wait_for_phase(world, "suspended", "Suspended").await;
     let mut answers = 0;
-    stuck.books().mood = Some(Box::new(move || {
+    stuck.state().next_answer = Some(Box::new(move || {
         answers += 1;
         (answers > 2).then_some(Instead::Silence(Duration::from_secs(3600)))
     }));
     apply_job(world, "active", source(stuck, 10)).await;
-    eventually("half of it is done", async || {
+    eventually("half of the run is done", async || {
         let job = world.jobs().get("active").await.unwrap();
         (job.status?.progress? > 0).then_some(())
     })
     .await;
     for (name, priority) in [("later", 0), ("sooner", 5)] {
         apply_job(world, name, json!({"priority": priority})).await;
-        phase(world, name, "Queued").await;
+        wait_for_phase(world, name, "Queued").await;
     }
 }
 
-async fn phase(world: &World, name: &str, wanted: &str) {
+async fn wait_for_phase(world: &TestEnv, name: &str, wanted: &str) {
     eventually(&format!("{name} is {wanted}"), async || {
         let status = world.jobs().get(name).await.unwrap().status?;
         (format!("{:?}", status.phase?) == wanted).then_some(())
@@ -139,48 +140,48 @@ async fn phase(world: &World, name: &str, wanted: &str) {
 }
 
 #[tokio::test]
-async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
-    let (world, stuck, broken) = (World::new().await, Upstream::start().await, Upstream::start().await);
+async fn bullmq_and_bull_board_read_what_the_calls_return() {
+    let (world, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     let (prefix, mut redis) = (unique("bull"), connect(&world).await);
     world.seed(40, 0).await;
-    // A board that was there first leaves a mark.
-    let before = told(&world, &prefix);
+    // A board that reads the queue before the operator writes creates a key.
+    let before = read_mirror(&world, &prefix);
     assert_eq!((&before["schedulers"], &before["paused"]), (&json!([]), &json!(false)));
     let (operator, port) = world.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
     apply_schedule(&world, "off", json!({"interval": "1h", "suspended": true})).await;
     let paused = json!({"waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "paused": 0});
     eventually("all schedules are suspended, so the queue is paused", async || {
-        (told(&world, &prefix)["paused"] == true).then_some(())
+        (read_mirror(&world, &prefix)["paused"] == true).then_some(())
     })
     .await;
-    assert_eq!(agreed(&world, &prefix, port, &paused).await.0["paused"], true);
+    assert_eq!(wait_for_agreement(&world, &prefix, port, &paused).await.0["paused"], true);
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20), "jitter": "0s", "startingDeadline": "1s"}))
         .await;
     apply_schedule(&world, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
-    runs(&world, &stuck, &broken).await;
+    create_runs(&world, &stuck, &broken).await;
 
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 1, "completed": 5, "failed": 1, "paused": 1});
-    let (status, told_first) = agreed(&world, &prefix, port, &wanted).await;
+    let (status, first) = wait_for_agreement(&world, &prefix, port, &wanted).await;
     let jobs = ask(port, "/jobs?limit=500").await;
-    check_schedules(&status, &told_first);
-    check_jobs(&world, &status, &jobs, &told_first).await;
-    check_pages(&told_first);
-    assert_eq!(told_first["taken"], Value::Null, "no worker of BullMQ is given a run");
+    check_schedules(&status, &first);
+    check_jobs(&world, &status, &jobs, &first).await;
+    check_pages(&first);
+    assert_eq!(first["taken"], Value::Null, "no worker of BullMQ is given a run");
     let held = keys(&mut redis, &prefix).await;
     let hashes = 11 + 3;
     // Seven sets, and meta.
     assert_eq!(held.len(), hashes + 8, "{:?}", held.keys());
     for (key, (left, held)) in &held {
         assert!((1..=3_600_000).contains(left), "{key} ends by itself: {left} ms");
-        assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} tells of the target");
+        assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} has the target");
     }
 
     for lost in [format!("{prefix}:{}:completed", world.name), format!("{prefix}:*")] {
         let lost_keys: Vec<String> = redis.keys(&lost).await.unwrap();
         redis.del::<_, ()>(lost_keys).await.unwrap();
-        let (_, again) = agreed(&world, &prefix, port, &wanted).await;
-        assert_eq!(again["jobs"], told_first["jobs"], "{lost} is there again");
-        assert_eq!(again["schedulers"], told_first["schedulers"]);
+        let (_, again) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+        assert_eq!(again["jobs"], first["jobs"], "{lost} is written again");
+        assert_eq!(again["schedulers"], first["schedulers"]);
         assert_eq!(
             keys(&mut redis, &prefix).await.into_keys().collect::<Vec<_>>(),
             held.keys().cloned().collect::<Vec<_>>()
@@ -193,24 +194,24 @@ async fn what_bullmq_and_bull_board_read_is_what_the_calls_tell() {
     }
     world.schedules().delete("off", &DeleteParams::default()).await.unwrap();
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 0, "completed": 4, "failed": 0, "paused": 1});
-    let (status, told_last) = agreed(&world, &prefix, port, &wanted).await;
-    check_schedules(&status, &told_last);
-    assert!(!texts(&told_last["jobs"]["completed"], "id").contains(&gone.as_str()));
-    eventually("nothing is left of what is gone", async || {
+    let (status, last) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+    check_schedules(&status, &last);
+    assert!(!texts(&last["jobs"]["completed"], "id").contains(&gone.as_str()));
+    eventually("no key is left of deleted runs", async || {
         (keys(&mut redis, &prefix).await.len() == 8 + 2 + 6).then_some(())
     })
     .await;
     assert!(!operator.log().contains("BullMQ is unavailable"), "{}", operator.log());
 }
 
-/// Each scheduler is what `/jobs/status` calls repeatable.
-fn check_schedules(status: &Value, told: &Value) {
+/// Checks that each scheduler is a repeatable of `/jobs/status`.
+fn check_schedules(status: &Value, mirrored: &Value) {
     let ours = status["repeatable"].as_array().unwrap();
-    let mut shown: Vec<_> = told["schedulers"].as_array().unwrap().iter().collect();
-    assert_eq!(told["oneScheduler"], *shown[0]);
+    let mut shown: Vec<_> = mirrored["schedulers"].as_array().unwrap().iter().collect();
+    assert_eq!(mirrored["oneScheduler"], *shown[0]);
     shown.sort_by_key(|scheduler| scheduler["key"].as_str());
     let by_id = |scheduler: &&Value| scheduler["id"].as_str().unwrap().to_owned();
-    let mut boards: Vec<_> = told["boardSchedulers"].as_array().unwrap().iter().collect();
+    let mut boards: Vec<_> = mirrored["boardSchedulers"].as_array().unwrap().iter().collect();
     boards.sort_by_key(by_id);
     assert_eq!((shown.len(), boards.len()), (ours.len(), ours.len()));
     for ((ours, shown), board) in ours.iter().zip(shown).zip(boards) {
@@ -227,10 +228,10 @@ fn check_schedules(status: &Value, told: &Value) {
     }
 }
 
-async fn check_jobs(world: &World, status: &Value, jobs: &Value, told: &Value) {
+async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, mirrored: &Value) {
     let ours: BTreeMap<_, _> =
         jobs["items"].as_array().unwrap().iter().map(|job| (job["jobId"].as_str(), job)).collect();
-    let in_state = |state: &str| told["jobs"][state].as_array().unwrap();
+    let in_state = |state: &str| mirrored["jobs"][state].as_array().unwrap();
     for (state, phase, shown_as) in [
         ("waiting", "Queued", "waiting"),
         ("active", "Running", "active"),
@@ -276,59 +277,59 @@ async fn check_jobs(world: &World, status: &Value, jobs: &Value, told: &Value) {
     assert_eq!(delayed["stacktrace"], json!([delayed["failedReason"]]));
 }
 
-/// Pages of two follow each other and leave nothing out, and Bull Board shows the same.
-fn check_pages(told: &Value) {
-    let names = |state: &str| texts(&told["jobs"][state], "name");
-    // As BullMQ has it: the newest first, so that the next one to be worked on is the last.
+/// Checks that pages of two runs list all runs in order, and that Bull Board shows the same.
+fn check_pages(mirrored: &Value) {
+    let names = |state: &str| texts(&mirrored["jobs"][state], "name");
+    // BullMQ lists the newest run first, so the next run is the last one.
     assert_eq!(names("waiting"), ["later", "sooner"]);
-    let mut completed: Vec<_> = told["jobs"]["completed"].as_array().unwrap().iter().collect();
+    let mut completed: Vec<_> = mirrored["jobs"]["completed"].as_array().unwrap().iter().collect();
     completed.sort_by_key(|job| (job["finishedOn"].as_i64(), job["id"].as_str()));
     let completed: Vec<_> = completed.into_iter().rev().map(|job| job["id"].as_str().unwrap()).collect();
-    assert_eq!(texts(&told["jobs"]["completed"], "id"), completed);
-    for (state, pages) in told["pages"].as_object().unwrap() {
+    assert_eq!(texts(&mirrored["jobs"]["completed"], "id"), completed);
+    for (state, pages) in mirrored["pages"].as_object().unwrap() {
         let paged: Vec<_> = pages.as_array().unwrap().iter().flat_map(|page| page.as_array().unwrap()).collect();
-        assert_eq!(paged, texts(&told["jobs"][state], "id"), "{state}");
+        assert_eq!(paged, texts(&mirrored["jobs"][state], "id"), "{state}");
     }
-    for (state, pages) in told["board"].as_object().unwrap() {
+    for (state, pages) in mirrored["board"].as_object().unwrap() {
         let pages = pages.as_array().unwrap();
         let shown: Vec<_> = pages.iter().flat_map(|page| texts(&page["jobs"], "id")).collect();
-        assert_eq!(shown, texts(&told["jobs"][state], "id"), "{state}");
+        assert_eq!(shown, texts(&mirrored["jobs"][state], "id"), "{state}");
         for page in pages {
             assert_eq!((&page["readOnlyMode"], &page["isPaused"]), (&json!(true), &json!(false)));
-            assert_eq!(page["counts"]["completed"], told["counts"]["completed"]);
+            assert_eq!(page["counts"]["completed"], mirrored["counts"]["completed"]);
             assert_eq!(page["jobSchedulerCount"], 3);
         }
     }
-    let failed = &told["board"]["failed"][0]["jobs"][0];
+    let failed = &mirrored["board"]["failed"][0]["jobs"][0];
     assert_eq!(
         (&failed["isFailed"], &failed["failedReason"]),
-        (&json!(true), &told["jobs"]["failed"][0]["failedReason"])
+        (&json!(true), &mirrored["jobs"]["failed"][0]["failedReason"])
     );
-    assert_eq!(told["boardJob"]["job"]["id"], told["jobs"]["waiting"][0]["id"]);
+    assert_eq!(mirrored["boardJob"]["job"]["id"], mirrored["jobs"]["waiting"][0]["id"]);
 }
 
 #[tokio::test]
-async fn a_queue_that_somebody_uses_is_left_alone() {
-    let (world, prefix) = (World::new().await, unique("bull"));
+async fn a_queue_in_use_is_left_alone() {
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     let mut redis = connect(&world).await;
     script("add.mjs", &world, &prefix);
     let theirs = keys(&mut redis, &prefix).await;
     assert!(theirs.contains_key(&format!("{prefix}:{}:wait", world.name)), "{:?}", theirs.keys());
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let (operator, port) = world.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
-    eventually("the operator says why it writes nothing", async || {
+    eventually("the operator logs why it writes nothing", async || {
         operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", world.name)).then_some(())
     })
     .await;
     assert_eq!(keys(&mut redis, &prefix).await, theirs);
     redis.del::<_, ()>(theirs.into_keys().collect::<Vec<_>>()).await.unwrap();
-    eventually("the mirror is written once the queue is gone", async || {
-        (told(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
+    eventually("the mirror is written when the queue of BullMQ is deleted", async || {
+        (read_mirror(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
     })
     .await;
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    // Somebody begins to use it as a queue of their own.
+    // A client of BullMQ adds a job to the queue.
     script("add.mjs", &world, &prefix);
     eventually("the operator stops writing", async || {
         (operator.log().matches("belongs to a queue of BullMQ").count() == 2).then_some(())
@@ -338,38 +339,38 @@ async fn a_queue_that_somebody_uses_is_left_alone() {
 
 #[tokio::test]
 async fn one_sidecar_writes_and_another_one_takes_over() {
-    let (world, prefix) = (World::new().await, unique("bull"));
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     let mut redis = connect(&world).await;
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let start = || world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
     let meta = format!("{prefix}:{}:meta", world.name);
     let mut first = start();
     let writer: String =
-        eventually("the first one writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
+        eventually("the first sidecar writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
     let second = start();
-    eventually("the second one has asked", async || second.log().contains("is on standby").then_some(())).await;
+    eventually("the second sidecar waits", async || second.log().contains("is on standby").then_some(())).await;
     assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
     first.kill();
     apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;
-    eventually("the second one writes what is new", async || {
-        (told(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
+    eventually("the second sidecar writes changes", async || {
+        (read_mirror(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
     })
     .await;
     assert_ne!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
 }
 
 #[tokio::test]
-async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
+async fn in_a_redis_cluster_the_mirror_needs_a_hash_tag() {
     let owner = Redis::start(&["--cluster-enabled", "yes"]);
     owner.connect().await;
     let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
     owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
-    eventually("the cluster is whole", async || {
+    eventually("the Redis Cluster is complete", async || {
         owner.ask::<String>("CLUSTER INFO").await.contains("cluster_state:ok").then_some(())
     })
     .await;
     let redis = format!("redis+cluster://127.0.0.1:{}", owner.port);
-    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
     apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
     let api =
         |prefix: &str| world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
@@ -378,20 +379,20 @@ async fn in_a_cluster_the_mirror_is_where_its_slot_is() {
     assert!(refused.log().contains("BULLMQ_MIRROR: in a Redis Cluster"), "{}", refused.log());
     let _operator = api("{bull}");
     let key = format!("{{bull}}:{}:repeat:{}/every", world.name, world.name);
-    eventually("the schedule is there", async || {
+    eventually("the mirror has the schedule", async || {
         (owner.ask::<Option<String>>(&format!("HGET {key} name")).await.as_deref() == Some("every")).then_some(())
     })
     .await;
 }
 
-/// What the mirror adds to the CPU of a sidecar, beside what the controller spends: `SCHEDULES` (10000) at rest, then `RUNS` (500).
+/// Measures the CPU time that the mirror adds to a sidecar: with `SCHEDULES` (10000) at rest, then with `RUNS` (500).
 #[tokio::test]
 #[ignore = "measures for minutes: docs/operations/performance.md"]
 async fn cost() {
     const REST: Duration = Duration::from_secs(60);
     let setting = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (schedules, runs) = (setting("SCHEDULES", 10_000), setting("RUNS", 500));
-    let (world, prefix) = (World::new().await, unique("bull"));
+    let (world, prefix) = (TestEnv::new().await, unique("bull"));
     world.seed(10, 0).await;
     let make = |number: usize| {
         let spec = json!({"schedule": "59 23 31 12 *"});
@@ -400,7 +401,7 @@ async fn cost() {
     };
     stream::iter(0..schedules).map(make).buffer_unordered(32).collect::<()>().await;
     let controller = world.operator("controller", &["--status-writes-per-second", "200"]);
-    eventually("every schedule was looked at", async || {
+    eventually("every schedule was reconciled", async || {
         let all = world.schedules().list(&ListParams::default()).await.ok()?.items;
         all.iter()
             .all(|schedule| schedule.status.as_ref().is_some_and(|status| status.next_schedule_time.is_some()))
@@ -411,19 +412,19 @@ async fn cost() {
     let (plain, mirror) = (api(&[]), api(&["--bullmq-mirror", &prefix]));
     let mut redis = connect(&world).await;
     let repeat = format!("{prefix}:{}:repeat", world.name);
-    eventually("all of it is written", async || {
+    eventually("the mirror has all schedules", async || {
         (redis.zcard::<_, usize>(&repeat).await.ok()? == schedules).then_some(())
     })
     .await;
     let spent = || [&controller, &plain, &mirror].map(|operator| operator.cpu().as_secs_f64());
-    let tell = |what: &str, from: [f64; 3]| {
+    let report = |what: &str, from: [f64; 3]| {
         let [controller, plain, mirror] = std::array::from_fn(|i| spent()[i] - from[i]);
         println!("{what}: controller {controller:.2} s, sidecar {plain:.2} s, with the mirror {mirror:.2} s");
     };
-    tell("from the start until it is written", [spent()[0], 0.0, 0.0]);
+    report("from the start until it is written", [spent()[0], 0.0, 0.0]);
     let from = spent();
     sleep(REST).await;
-    tell(&format!("{schedules} schedules at rest for {REST:?}"), from);
+    report(&format!("{schedules} schedules at rest for {REST:?}"), from);
     let from = spent();
     let make = |number: usize| {
         let world = &world;
@@ -433,5 +434,5 @@ async fn cost() {
     let completed = format!("{prefix}:{}:completed", world.name);
     eventually("all runs are shown", async || (redis.zcard::<_, usize>(&completed).await.ok()? == runs).then_some(()))
         .await;
-    tell(&format!("{runs} runs"), from);
+    report(&format!("{runs} runs"), from);
 }

@@ -1,4 +1,4 @@
-//! MongoDB steps down, does not answer in time, or does not let the operator in, in the middle of runs.
+//! MongoDB steps down, does not answer in time, or refuses the operator during runs.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 use crate::{
     control::reason,
-    operator::{apply_job, finished, slow, under_way},
-    own::{MongoDb, Own},
-    support::{Servers, World, eventually},
+    operator::{apply_job, finished, slow, wait_until_running},
+    servers::{DedicatedServer, MongoDb},
+    support::{Servers, TestEnv, eventually},
 };
 
 /// Scenario 11 of the fault list.
 #[tokio::test]
-async fn mongodb_steps_down_in_mid_run() {
+async fn the_primary_steps_down_during_a_run() {
     const USERS: i32 = 10_000;
-    let (_mongodb, servers) = Own::up("mongodb");
-    let world = World::on(servers).await;
+    let (_mongodb, servers) = DedicatedServer::up("mongodb");
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let backoff = json!({"initial": "200ms", "factor": 1});
@@ -29,7 +29,7 @@ async fn mongodb_steps_down_in_mid_run() {
     let admin = world.database.client().database("admin");
     let users = world.database.collection::<Document>("users");
     let mut last = 0;
-    // Each time some more documents are stamped, until the run has ended.
+    // The primary steps down each time after some more documents, until the run has ended.
     let job = eventually("the run has ended", async || {
         let stamped = users.count_documents(doc! {"lastSynced": {"$type": "date"}}).await;
         if let Ok(now) = stamped.map(|now| now as i32)
@@ -53,11 +53,11 @@ async fn mongodb_steps_down_in_mid_run() {
 
 /// Scenario 13 of the fault list: each operation takes 30 s.
 #[tokio::test]
-async fn mongodb_is_slow_in_mid_run() {
+async fn mongodb_is_slow_during_a_run() {
     const USERS: i32 = 20_000;
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;
-    let world = World::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
     world.seed(USERS, 0).await;
     let (operator, _) = world.all(&["--lease-duration", "2s"]);
     for (name, deadline) in [("cancelled", "1h"), ("late", "8s")] {
@@ -65,15 +65,15 @@ async fn mongodb_is_slow_in_mid_run() {
         spec["activeDeadline"] = json!(deadline);
         spec["target"] = json!({"lastSyncedField": name});
         apply_job(&world, name, spec).await;
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     let commands = ["find", "getMore", "aggregate", "update", "listIndexes", "count"];
     let slowly = doc! {"failCommands": &commands[..], "blockConnection": true, "blockTimeMS": 30_000, "appName": "sync-operator"};
     mongodb.run("", doc! {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": slowly}).await;
-    // This one waits for its first operation.
+    // This run waits for its first operation.
     let spec = json!({"target": {"keyField": "email", "lastSyncedField": "begun"}});
     apply_job(&world, "begun", spec).await;
-    eventually("it is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
+    eventually("the run is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
 
     let began = Instant::now();
     let late = finished(&world, "late").await;
@@ -86,20 +86,20 @@ async fn mongodb_is_slow_in_mid_run() {
         assert_eq!(reason(&finished(&world, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");
     }
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(25), "none of it waited for MongoDB: {took:?}");
+    assert!(took < Duration::from_secs(25), "no run waited for MongoDB: {took:?}");
     for name in ["late", "cancelled", "begun"] {
         let status = world.jobs().get(name).await.unwrap().status.unwrap();
-        assert_eq!(status.recoveries, Some(0), "{name}: who waits for MongoDB is not lost");
+        assert_eq!(status.recoveries, Some(0), "{name}: a worker that waits for MongoDB keeps its lease");
     }
 }
 
-/// Bad input of the worst kind: the user that the operator is may do nothing, or only read.
+/// The MongoDB user of the operator has no rights, or may only read.
 #[tokio::test]
 async fn missing_collection_rights_are_reported_without_a_retry() {
     let mongodb = MongoDb::start(&["--auth"]);
     mongodb.run("", doc! {"createUser": "admin", "pwd": "secret", "roles": ["root"]}).await;
     let admin = "admin:secret@";
-    let world = World::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
     world.seed(10, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
     for (user, roles) in [("nobody", vec![]), ("reader", vec![doc! {"role": "read", "db": &world.name}])] {

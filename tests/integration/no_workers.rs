@@ -1,4 +1,4 @@
-//! What becomes of runs without any worker left.
+//! Runs without any worker.
 
 use std::time::Duration;
 
@@ -13,17 +13,18 @@ use tokio::time::Instant;
 use crate::{
     control::reason,
     operator::{apply_job, finished},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
-/// Runs that one worker had. More than are recovered in one call.
+/// Number of runs of the lost worker: more than one call recovers.
 const RUNS: usize = 40;
 const LEASE: Duration = Duration::from_secs(2);
 
-/// A worker took them all and is gone: they are recovered at once, end when they are cancelled or late, and say that nobody is there.
+/// A lost worker has claimed all runs. The controller recovers them at once, ends cancelled and late runs, and reports
+/// that no worker is connected.
 #[tokio::test]
 async fn runs_of_lost_workers_are_recovered_without_a_worker() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let _controller =
         world.operator("controller", &["--workers", "0", "--lease-duration", "2s", "--resync-interval", "1s"]);
     let queue = sync_operator::queue::Queue::new(&world.servers.redis, &world.name, LEASE).unwrap();
@@ -31,7 +32,7 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
         let deadline = if run == 0 { "8s" } else { "1h" };
         apply_job(&world, &format!("run-{run}"), json!({"syncType": "Full", "activeDeadline": deadline})).await;
     }
-    eventually("all are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
+    eventually("runs are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
     let mut claimed = 0;
     while claimed < RUNS {
         claimed += queue.claim("gone", 32, &mut Candidates::default()).await.unwrap().unwrap().len();
@@ -53,7 +54,7 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
     let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
     world.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
     assert_eq!(reason(&finished(&world, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
-    eventually("it says that there is no worker", async || {
+    eventually("the SyncJob reports that no worker is connected", async || {
         let job = world.jobs().get("run-2").await.unwrap();
         reason(&job, "Reconciling").filter(|reason| reason == "NoWorkers")
     })

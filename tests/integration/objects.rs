@@ -1,4 +1,5 @@
-//! Objects that this release cannot read, and objects that the API server refuses: each harms only itself, and says why.
+//! Objects that this release cannot read, and objects that the API server refuses: neither affects other objects, and
+//! each has its reason in a condition.
 
 use std::time::Duration;
 
@@ -19,18 +20,18 @@ use tokio::time::Instant;
 
 use crate::{
     control::{reason, runs_in_redis},
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
-    own::Own,
-    support::{World, eventually},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
+    servers::DedicatedServer,
+    support::{TestEnv, eventually},
 };
 
-/// A filter of so many levels.
+/// A filter with this number of levels.
 fn filter(levels: usize) -> String {
     format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels))
 }
 
-/// Creates an object whose answer need not be readable.
-async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
+/// Creates an object, and does not read the answer.
+async fn create<K: Kind>(world: &TestEnv, name: &str, spec: &str) {
     let kind = K::kind(&());
     let text = format!(
         r#"{{"apiVersion":"sync.codex.dev/v1alpha1","kind":"{kind}","metadata":{{"name":"{name}"}},"spec":{spec}}}"#
@@ -40,10 +41,10 @@ async fn create<K: Kind>(world: &World, name: &str, spec: &str) {
     world.client.request::<IgnoredAny>(request).await.unwrap();
 }
 
-/// Waits until an object that cannot be read says so: its condition and the reason.
-async fn unreadable<K: Kind>(world: &World, name: &str, condition: &str) -> String {
+/// Waits until an unreadable object has this condition, and returns the reason.
+async fn wait_until_unreadable<K: Kind>(world: &TestEnv, name: &str, condition: &str) -> String {
     let api: Api<K> = Api::namespaced(world.client.clone(), &world.name);
-    eventually("it says that it cannot be read", async || {
+    eventually("the object is reported as unreadable", async || {
         let Some(ReadResult::Unreadable(unreadable)) = cluster::read_object(&api, name).await.unwrap() else {
             panic!("readable")
         };
@@ -54,24 +55,24 @@ async fn unreadable<K: Kind>(world: &World, name: &str, condition: &str) -> Stri
 }
 
 #[tokio::test]
-async fn an_unreadable_object_harms_only_itself() {
-    let (kube, servers) = Own::up("kube");
+async fn an_unreadable_object_does_not_affect_others() {
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    // As a newer release has it.
+    // The kind of a newer release.
     let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/syncType/enum/-";
     let newer = json!([{"op": "add", "path": path, "value": "Newer"}]).to_string();
     kube.script(&["kubectl", "patch", "crd", "syncjobs.sync.codex.dev", "--type=json", "-p", &newer]);
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&[]);
     apply_job(&world, "before", json!({"syncType": "Full"})).await;
     finished(&world, "before").await;
 
-    // While it watches. The API server takes a new enum value some time after the kind was changed.
+    // The controller watches. The API server accepts a new enum value some time after the change of the kind.
     let deep = format!(r#"{{"suspended":true,"target":{{"filter":{}}}}}"#, filter(140));
     create::<SyncJob>(&world, "deep", &deep).await;
     create::<SyncSchedule>(&world, "deep", &format!(r#"{{"jobTemplate":{{"spec":{deep}}}}}"#)).await;
-    eventually("a newer value is taken", async || {
+    eventually("the API server accepts a newer value", async || {
         let request = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "newer"},
             "spec": {"syncType": "Newer"}});
         let url = SyncJob::url_path(&(), Some(&world.name));
@@ -79,19 +80,21 @@ async fn an_unreadable_object_harms_only_itself() {
         world.client.request::<IgnoredAny>(request).await.ok()
     })
     .await;
-    assert!(unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels"));
-    assert!(unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
+    assert!(
+        wait_until_unreadable::<SyncJob>(&world, "deep", "Reconciling").await.contains("target.filter may have 32 levels")
+    );
+    assert!(wait_until_unreadable::<SyncJob>(&world, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
     for condition in ["Ready", "Stalled"] {
-        unreadable::<SyncSchedule>(&world, "deep", condition).await;
+        wait_until_unreadable::<SyncSchedule>(&world, "deep", condition).await;
     }
-    told(&world, "newer", &["Unreadable"]).await;
-    apply_job(&world, "beside", json!({"syncType": "Full"})).await;
-    finished(&world, "beside").await;
+    wait_for_events(&world, "newer", &["Unreadable"]).await;
+    apply_job(&world, "healthy", json!({"syncType": "Full"})).await;
+    finished(&world, "healthy").await;
     let log = operator.log();
     assert!(log.contains("an object cannot be read") && log.lines().all(|line| line.len() < 2000), "{log}");
     assert_eq!(operator.stop().await, Some(0));
 
-    // After a restart, with a list that has them.
+    // After a restart, the first list has them.
     let (operator, port) = world.all(&[]);
     apply_once(&world, "users", json!({})).await;
     eventually("a schedule runs", async || {
@@ -100,18 +103,18 @@ async fn an_unreadable_object_harms_only_itself() {
     })
     .await;
     let (code, jobs) = get(port, "/jobs").await.unwrap();
-    assert!(code == 200 && jobs.contains("beside"), "{code} {jobs}");
+    assert!(code == 200 && jobs.contains("healthy"), "{code} {jobs}");
     let reported = events(&world).await;
     let reported = reported.iter().filter(|event| event.reason.as_deref() == Some("Unreadable")).count();
-    assert_eq!(reported, 3, "each is told once");
-    // What can be read, and is too deep all the same.
+    assert_eq!(reported, 3, "each object is reported once");
+    // An object that can be read, but is too deep.
     let spec: Value = serde_json::from_str(&format!(r#"{{"target":{{"filter":{}}}}}"#, filter(33))).unwrap();
     apply_job(&world, "nested", spec).await;
     let nested = finished(&world, "nested").await;
     let failed = find(&nested.status.as_ref().unwrap().conditions, "Failed").unwrap();
     assert_eq!(failed.message, "target.filter must have at most 32 levels, not 33");
     assert_eq!(reason(&nested, "Failed").as_deref(), Some("InvalidTarget"));
-    // One that can be read again is worked on.
+    // An object that can be read again is processed.
     let patch = Patch::Merge(json!({"spec": {"jobTemplate": null, "interval": quiet_interval(60)}}));
     let deep: Api<ReadResult<SyncSchedule>> = Api::namespaced(world.client.clone(), &world.name);
     deep.patch("deep", &PatchParams::default(), &patch).await.unwrap();
@@ -125,7 +128,7 @@ async fn an_unreadable_object_harms_only_itself() {
     assert!(log.lines().all(|line| line.len() < 2000), "{log}");
 }
 
-async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+async fn until<T>(world: &TestEnv, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
     eventually(what, async || found(&world.schedules().get("users").await.ok()?.status?)).await
 }
 
@@ -134,25 +137,25 @@ fn ready(status: &SyncScheduleStatus) -> Option<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
-    let world = World::new().await;
+async fn a_quota_is_reported_and_runs_resume_without_it() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let quotas: Api<ResourceQuota> = Api::namespaced(world.client.clone(), &world.name);
     let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/syncjobs.sync.codex.dev": "0"}}});
     quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
-    // The controller manager, which would count, need not run.
+    // The status replaces the controller manager, which need not run.
     let counted = json!({"status": {"hard": {"count/syncjobs.sync.codex.dev": "0"}, "used": {"count/syncjobs.sync.codex.dev": "0"}}});
     quotas.patch_status("none", &PatchParams::default(), &Patch::Merge(counted)).await.unwrap();
     let (operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "2s"})).await;
-    let message = until(&world, "the refusal is told", |status| {
+    let message = until(&world, "the refusal is reported", |status| {
         ready(status).filter(|(reason, _)| reason == "CreateFailed").map(|(_, message)| message)
     })
     .await;
     assert!(message.contains("Could not create a SyncJob") && message.contains("quota"), "{message}");
     let skip = until(&world, "a slot is skipped", |status| status.last_skip.clone()).await;
     assert_eq!(skip.reason, "CreateFailed");
-    told(&world, "users", &["CreateFailed", "RunSkipped"]).await;
+    wait_for_events(&world, "users", &["CreateFailed", "RunSkipped"]).await;
     let log = operator.log();
     let warned = log.lines().filter(|line| line.contains("WARN") && line.contains("a request for an object failed"));
     assert_eq!(warned.count(), 1, "{log}");
@@ -160,12 +163,12 @@ async fn a_quota_is_told_and_runs_go_on_when_it_is_lifted() {
     let began = Instant::now();
     until(&world, "a run succeeds", |status| (status.runs.succeeded > 0).then_some(())).await;
     until(&world, "it is ready", |status| ready(status).filter(|(reason, _)| reason == "Scheduled")).await;
-    println!("runs went on {:?} after the quota was lifted", began.elapsed());
+    println!("runs resumed {:?} after the quota was deleted", began.elapsed());
 }
 
 #[tokio::test]
 async fn a_refused_slot_ends_with_its_deadline() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let labels = |team: &str| json!({"metadata": {"labels": {"team": team}}});
@@ -187,24 +190,24 @@ async fn a_refused_slot_ends_with_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_job_that_waits_for_a_finalizer_is_in_nobodys_way() {
-    let world = World::new().await;
+async fn a_job_that_waits_for_a_finalizer_blocks_no_other() {
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "immediate": true, "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
     let first =
-        until(&world, "a run is noted", |status| status.active.iter().find(|run| run.uid.is_some()).cloned()).await;
+        until(&world, "a run is active", |status| status.active.iter().find(|run| run.uid.is_some()).cloned()).await;
     let finalizers = |names: Value| Patch::Merge(json!({"metadata": {"finalizers": names}}));
     let jobs = world.jobs();
     jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(["example.com/keep"]))).await.unwrap();
     jobs.delete(&first.name, &DeleteParams::default()).await.unwrap();
-    until(&world, "the next run is made", |status| {
+    until(&world, "the next run is created", |status| {
         status.active.iter().any(|run| run.name != first.name && run.uid.is_some()).then_some(())
     })
     .await;
     let uid = first.uid.unwrap();
-    eventually("its run is gone", async || (!runs_in_redis(&world).await.contains(&uid)).then_some(())).await;
+    eventually("the run is removed", async || (!runs_in_redis(&world).await.contains(&uid)).then_some(())).await;
     assert!(jobs.get(&first.name).await.unwrap().metadata.deletion_timestamp.is_some());
     jobs.patch(&first.name, &PatchParams::default(), &finalizers(json!(null))).await.unwrap();
 }

@@ -22,38 +22,38 @@ use tokio::{
 };
 
 use crate::{
-    own::Own,
-    support::{PATIENCE, World, eventually},
+    servers::DedicatedServer,
+    support::{PATIENCE, TestEnv, eventually},
 };
 
-pub async fn apply_schedule(world: &World, name: &str, spec: Value) -> SyncSchedule {
+pub async fn apply_schedule(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
     world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
-/// An interval of so many minutes (15 or more) or longer, none of whose slots is due while a test runs: the next one is five minutes
-/// away or more.
+/// An interval of at least this number of minutes (15 or more), without a slot during a test: the next slot is at least
+/// five minutes later.
 pub fn quiet_interval(minutes: i64) -> String {
     let now = Timestamp::now().as_second() / 60;
     let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
     format!("{minutes}m")
 }
 
-/// A schedule that is due at once, and not again while a test runs.
-pub async fn apply_once(world: &World, name: &str, spec: Value) -> SyncSchedule {
+/// Creates a schedule that is due at once, and not again during a test.
+pub async fn apply_once(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let template = json!({"spec": spec});
     apply_schedule(world, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
         .await
 }
 
-pub async fn apply_job(world: &World, name: &str, spec: Value) -> SyncJob {
+pub async fn apply_job(world: &TestEnv, name: &str, spec: Value) -> SyncJob {
     let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
     world.jobs().create(&PostParams::default(), &job).await.unwrap()
 }
 
-pub async fn finished(world: &World, name: &str) -> SyncJob {
+pub async fn finished(world: &TestEnv, name: &str) -> SyncJob {
     eventually(&format!("{name} has ended"), async || {
-        // A watch: many tests share one API server, and what they ask it takes its time from what they look at.
+        // A watch, because many tests share one API server, and polling would slow it down.
         let ended = await_condition(world.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
         timeout(PATIENCE, ended).await.ok()?.ok()?
     })
@@ -61,7 +61,7 @@ pub async fn finished(world: &World, name: &str) -> SyncJob {
 }
 
 /// Waits until `count` runs have completed, and returns the schedule.
-async fn succeeded(world: &World, name: &str, count: i64) -> SyncSchedule {
+async fn wait_for_successes(world: &TestEnv, name: &str, count: i64) -> SyncSchedule {
     let schedules = world.schedules();
     eventually(&format!("{count} runs of {name} succeeded"), async || {
         let schedule = schedules.get(name).await.ok()?;
@@ -71,12 +71,12 @@ async fn succeeded(world: &World, name: &str, count: i64) -> SyncSchedule {
     .await
 }
 
-async fn suspend(world: &World, name: &str, suspended: bool) {
+async fn suspend(world: &TestEnv, name: &str, suspended: bool) {
     let patch = Patch::Merge(json!({"spec": {"suspended": suspended}}));
     world.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn job_names(world: &World) -> Vec<String> {
+async fn job_names(world: &TestEnv) -> Vec<String> {
     let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
     jobs.sort_by_key(ResourceExt::name_any);
     jobs.into_iter().map(|job| job.name_any()).collect()
@@ -98,22 +98,22 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-/// Waits until an object's events have these reasons: they come some time after what they tell of.
-pub async fn told(world: &World, object: &str, reasons: &[&str]) {
-    eventually(&format!("events tell {reasons:?} of {object}"), async || {
-        let told = event_reasons(world, object).await;
-        reasons.iter().all(|reason| told.contains(*reason)).then_some(())
+/// Waits until the events of an object have these reasons. Events are sent some time after their cause.
+pub async fn wait_for_events(world: &TestEnv, object: &str, reasons: &[&str]) {
+    eventually(&format!("{object} has events with {reasons:?}"), async || {
+        let found = event_reasons(world, object).await;
+        reasons.iter().all(|reason| found.contains(*reason)).then_some(())
     })
     .await;
 }
 
 /// The events of the namespace.
-pub async fn events(world: &World) -> Vec<Event> {
+pub async fn events(world: &TestEnv) -> Vec<Event> {
     let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
     events.list(&ListParams::default()).await.unwrap().items
 }
 
-async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
+async fn event_reasons(world: &TestEnv, object: &str) -> HashSet<String> {
     let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
     events(world)
         .await
@@ -125,7 +125,7 @@ async fn event_reasons(world: &World, object: &str) -> HashSet<String> {
 
 #[tokio::test]
 async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10_000, 3).await;
     let (operator, port) = world.all(&[]);
     let sample = std::fs::read_to_string("manifests/samples/user-sync.yaml").unwrap();
@@ -133,7 +133,7 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     let began = Timestamp::now();
     world.schedules().create(&PostParams::default(), &sample).await.unwrap();
 
-    let schedule = succeeded(&world, "user-sync", 1).await;
+    let schedule = wait_for_successes(&world, "user-sync", 1).await;
     let status = schedule.status.unwrap();
     assert_eq!((status.runs.total, status.runs.failed, status.active_count), (1, 0, Some(0)));
     assert!(status.last_successful_time.is_some() && status.next_schedule_time.is_some());
@@ -163,20 +163,20 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    told(&world, "user-sync", &["RunCreated"]).await;
-    told(&world, &names[0], &["RunCompleted"]).await;
+    wait_for_events(&world, "user-sync", &["RunCreated"]).await;
+    wait_for_events(&world, &names[0], &["RunCompleted"]).await;
     assert_eq!(operator.stop().await, Some(0));
 }
 
 #[tokio::test]
 async fn two_operators_run_each_slot_once_and_counters_add_up() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(1_000, 3).await;
     let (first, _) = world.all(&[]);
     let (second, _) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s", "jobTemplate": {"spec": {"syncType": "Full"}}})).await;
 
-    succeeded(&world, "often", 6).await;
+    wait_for_successes(&world, "often", 6).await;
     suspend(&world, "often", true).await;
     let schedules = world.schedules();
     let schedule = eventually("no run is active", async || {
@@ -209,11 +209,11 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
 
 #[tokio::test]
 async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s"})).await;
-    succeeded(&world, "often", 2).await;
+    wait_for_successes(&world, "often", 2).await;
 
     suspend(&world, "often", true).await;
     sleep(Duration::from_secs(2)).await;
@@ -226,7 +226,7 @@ async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
     let resumed = Timestamp::now().as_second();
     suspend(&world, "often", false).await;
     let enough = stopped.len() as i64 + 1;
-    succeeded(&world, "often", enough).await;
+    wait_for_successes(&world, "often", enough).await;
     let names = job_names(&world).await;
     let newer: Vec<_> = slots(&names).into_iter().filter(|slot| !slots(&stopped).contains(slot)).collect();
     assert!(newer.iter().all(|slot| *slot >= resumed), "slots missed while suspended are not run: {newer:?}");
@@ -234,25 +234,25 @@ async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
 
 #[tokio::test]
 async fn history_limits_keep_the_newest_runs_and_the_counters() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
-    succeeded(&world, "often", 5).await;
+    wait_for_successes(&world, "often", 5).await;
     suspend(&world, "often", true).await;
     eventually("two runs are kept", async || (job_names(&world).await.len() == 2).then_some(())).await;
     assert!(world.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
 }
 
-/// A spec whose run over `seed` users takes many seconds: one user a batch, one batch at a time.
+/// A spec whose run over `seed` users takes many seconds: one user in each batch, and one batch after the other.
 pub fn slow() -> Value {
     json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
 }
 
-/// Waits until a run has got somewhere.
-pub async fn under_way(world: &World, name: &str) {
+/// Waits until a run has processed documents.
+pub async fn wait_until_running(world: &TestEnv, name: &str) {
     let jobs = world.jobs();
-    eventually("the run is under way", async || {
+    eventually("the run has processed documents", async || {
         let job = jobs.get(name).await.ok()?;
         (job.status?.counts?.processed > 0).then_some(())
     })
@@ -268,12 +268,12 @@ fn assert_all_done(job: &SyncJob, users: i64) {
 
 #[tokio::test]
 async fn a_stopped_worker_releases_its_run_without_an_attempt() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let (_controller, _) = world.all(&["--workers", "0"]);
     let first = world.operator("worker", &[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let second = world.operator("worker", &[]);
     assert_eq!(first.stop().await, Some(0));
 
@@ -286,13 +286,13 @@ async fn a_stopped_worker_releases_its_run_without_an_attempt() {
 
 #[tokio::test]
 async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let lease = ["--lease-duration", "2s"];
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
     let first = world.operator("worker", &lease);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     first.signal("KILL");
     let _second = world.operator("worker", &lease);
 
@@ -300,12 +300,12 @@ async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
     assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
-    told(&world, "run", &["RunRecovered"]).await;
+    wait_for_events(&world, "run", &["RunRecovered"]).await;
 }
 
 #[tokio::test]
 async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&["--resync-interval", "1s"]);
     apply_once(&world, "slow", slow()).await;
@@ -313,20 +313,20 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
         let names = job_names(&world).await;
         (!names.is_empty()).then_some(names)
     });
-    under_way(&world, &names.await[0]).await;
+    wait_until_running(&world, &names.await[0]).await;
     world.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
-    eventually("the SyncJob is gone", async || job_names(&world).await.is_empty().then_some(())).await;
+    eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
     let queue = world.queue();
     eventually("the queue is empty", async || queue.unfinished().await.unwrap().is_empty().then_some(())).await;
     let unsynced = world.count(doc! {"lastSynced": Bson::Null}).await;
-    assert!(unsynced > 0, "the run did not go on to its end");
+    assert!(unsynced > 0, "the run did not continue to its end");
 }
 
 #[tokio::test]
 async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
-    let (mongodb, mut servers) = Own::up("mongodb");
+    let (mongodb, mut servers) = DedicatedServer::up("mongodb");
     servers.mongodb += "&serverSelectionTimeoutMS=200";
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     eventually("workers have started", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
@@ -345,8 +345,8 @@ async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
 }
 
 #[tokio::test]
-async fn what_the_spec_gets_wrong_is_not_retried() {
-    let world = World::new().await;
+async fn a_failure_caused_by_the_spec_is_not_retried() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "operator", json!({"target": {"filter": {"age": {"$bigger": 3}}}})).await;
@@ -364,11 +364,11 @@ async fn what_the_spec_gets_wrong_is_not_retried() {
     }
 }
 
-/// Scenario 23 of the fault list: whatever is long in a status is cut, and the counts stay.
+/// Scenario 23 of the fault list: long texts and lists in a status are cut, and the counts stay.
 #[tokio::test]
 async fn long_errors_and_many_failures_keep_the_status_small() {
     const LIMIT: usize = 32 << 10;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let users = world.database.collection::<bson::Document>("users");
     let nasty = "\u{1}\"\\ä\n".repeat(400);
     users.insert_many((0..200).map(|id| doc! {"_id": format!("{id:03}{nasty}")})).await.unwrap();
@@ -397,7 +397,7 @@ async fn long_errors_and_many_failures_keep_the_status_small() {
 
 #[tokio::test]
 async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let (_operator, _) = world.all(&["--status-interval", "1s"]);
     let first = apply_job(&world, "run", slow()).await;
@@ -418,12 +418,12 @@ async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
     assert!(statuses.is_sorted_by_key(|status| (status.progress, status.counts.map(|counts| counts.processed))));
     let unfinished = &statuses[..statuses.len() - 1];
     assert!(unfinished.iter().all(|status| status.progress < Some(100)));
-    assert!(unfinished.iter().any(|status| status.progress > Some(0)), "progress is told on the way");
+    assert!(unfinished.iter().any(|status| status.progress > Some(0)), "progress is reported during the run");
 }
 
 #[tokio::test]
 async fn a_run_over_its_deadline_ends_as_failed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let (_operator, _) = world.all(&[]);
     let mut spec = slow();
@@ -435,8 +435,8 @@ async fn a_run_over_its_deadline_ends_as_failed() {
 }
 
 #[tokio::test]
-async fn a_finished_job_of_its_own_is_deleted_after_its_ttl() {
-    let world = World::new().await;
+async fn a_finished_standalone_job_is_deleted_after_its_ttl() {
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     apply_job(&world, "run", json!({"ttlAfterFinished": "1s"})).await;
     eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
@@ -466,10 +466,10 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
     }
 }
 
-/// Nobody sees it being deleted, and the run has ended, so no worker will notice either.
+/// No controller sees the deletion. The run has ended, so no worker notices it either.
 #[tokio::test]
 async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&[]);
     let uid = apply_job(&world, "gone", json!({})).await.uid().unwrap();
@@ -479,5 +479,5 @@ async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
     world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
 
     let (_operator, _) = world.all(&["--resync-interval", "1s"]);
-    eventually("the run is forgotten", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
 }

@@ -1,4 +1,4 @@
-//! Servers that are missing at the start, or go away in the middle of a run: really stopped, for 20 s.
+//! Servers that are unavailable at the start, or stopped for 20 s during a run.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -15,10 +15,10 @@ use sync_operator::{
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, under_way},
-    own::Own,
+    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     replicas::{leader_of, leads, replicas},
-    support::{Servers, World, eventually},
+    servers::DedicatedServer,
+    support::{Servers, TestEnv, eventually},
 };
 
 const OUTAGE: Duration = Duration::from_secs(20);
@@ -31,21 +31,21 @@ fn assert_complete(job: &SyncJob) {
     assert_eq!((counts.processed, counts.updated), (i64::from(USERS), i64::from(USERS)));
 }
 
-/// How often a line stands in a log.
+/// Number of lines of a log that contain a text.
 pub fn lines(log: &str, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
 /// Scenario 9 of the fault list.
 #[tokio::test]
-async fn redis_away_in_mid_run() {
-    let (redis, servers) = Own::up("redis");
-    let world = World::on(servers).await;
+async fn redis_is_unavailable_during_a_run() {
+    let (redis, servers) = DedicatedServer::up("redis");
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
     apply_schedule(&world, "hourly", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     redis.stop();
 
     eventually("/health names redis", async || {
@@ -75,18 +75,18 @@ async fn redis_away_in_mid_run() {
 }
 
 #[tokio::test]
-async fn mongodb_away_in_mid_run() {
-    let (mongodb, servers) = Own::up("mongodb");
-    let world = World::on(servers).await;
+async fn mongodb_is_unavailable_during_a_run() {
+    let (mongodb, servers) = DedicatedServer::up("mongodb");
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, _) = world.all(&[]);
     let mut spec = slow();
     spec["backoff"] = json!({"initial": "5s", "jitter": 0.0});
     apply_job(&world, "run", spec).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     mongodb.stop();
     let jobs = world.jobs();
-    eventually("the run waits for its next attempt, and says why", async || {
+    eventually("the run waits for its next attempt, with the reason", async || {
         let conditions = jobs.get("run").await.ok()?.status?.conditions;
         conditions.into_iter().find(|c| c.reason == "Retrying" && c.message.contains("MongoDB"))
     })
@@ -104,15 +104,15 @@ async fn mongodb_away_in_mid_run() {
 }
 
 #[tokio::test]
-async fn the_api_server_away_in_mid_run() {
-    let (kube, servers) = Own::up("kube");
+async fn the_api_server_is_unavailable_during_a_run() {
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let (mut operator, port) = world.all(&[]);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
-    // A CRD's storage may still be starting when the operator does: that is not the outage meant here.
+    wait_until_running(&world, "run").await;
+    // The storage of a CRD may start after the operator. This is not the outage of this test.
     let (away, back) = ("the Kubernetes API is unavailable", "the Kubernetes API is available again");
     let earlier = eventually("no earlier outage is left", async || {
         let log = operator.log();
@@ -129,24 +129,24 @@ async fn the_api_server_away_in_mid_run() {
     kube.start();
 
     assert_complete(&finished(&world, "run").await);
-    // Requests may be answered some seconds before the watches are, which are tried again with a backoff.
-    let news = |line| lines(&operator.log(), line) - lines(&earlier, line);
-    eventually("the log says that it is back", async || (news(back) > 0).then_some(())).await;
-    assert_eq!((news(away), news(back)), (1, 1), "{}", operator.log());
+    // Watches are retried with a backoff, so they may recover some seconds after requests.
+    let count_new = |line| lines(&operator.log(), line) - lines(&earlier, line);
+    eventually("the log reports the server as available again", async || (count_new(back) > 0).then_some(())).await;
+    assert_eq!((count_new(away), count_new(back)), (1, 1), "{}", operator.log());
 }
 
 #[tokio::test]
-async fn everything_missing_at_the_start() {
-    let (own, servers) = Own::up("kube");
-    own.install_crds();
-    let world = World::on(servers).await;
-    own.stop();
-    let (redis, with_redis) = Own::up("redis");
+async fn all_servers_are_unavailable_at_the_start() {
+    let (server, servers) = DedicatedServer::up("kube");
+    server.install_crds();
+    let world = TestEnv::on(servers).await;
+    server.stop();
+    let (redis, with_redis) = DedicatedServer::up("redis");
     redis.stop();
-    let (mongodb, with_mongodb) = Own::up("mongodb");
+    let (mongodb, with_mongodb) = DedicatedServer::up("mongodb");
     let servers = Servers { redis: with_redis.redis, mongodb: with_mongodb.mongodb, ..world.servers.clone() };
     let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&world.name);
-    let world = World { servers, database, ..world };
+    let world = TestEnv { servers, database, ..world };
     world.seed(USERS, 0).await;
     mongodb.stop();
 
@@ -157,7 +157,7 @@ async fn everything_missing_at_the_start() {
     sleep(Duration::from_secs(5)).await;
     assert!(operator.is_running());
     redis.start();
-    own.start();
+    server.start();
     eventually("only MongoDB is missing", async || {
         let (_, body) = get(port, "/readyz").await?;
         body.contains(r#""missing":["mongodb"]"#).then_some(())
@@ -168,27 +168,27 @@ async fn everything_missing_at_the_start() {
     mongodb.start();
     let job = finished(&world, "run").await;
     assert_complete(&job);
-    assert_eq!(job.status.unwrap().attempts, Some(0), "no worker took it before MongoDB answered");
+    assert_eq!(job.status.unwrap().attempts, Some(0), "no worker claimed it before MongoDB answered");
     eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
     let log = operator.log();
-    let told = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
-    assert_eq!(told, [1, 1], "{log}");
+    let counts = ["the Kubernetes API is unavailable", "MongoDB is unavailable"].map(|text| lines(&log, text));
+    assert_eq!(counts, [1, 1], "{log}");
 }
 
-/// Three controllers lose the API server together, and runs end while nobody can be told.
+/// Three controllers lose the API server together, and runs end while no status can be written.
 #[tokio::test]
-async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
+async fn controllers_agree_on_one_leader_after_an_api_outage() {
     const USERS: i32 = 5_000;
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(USERS, 0).await;
     let replicas = replicas(&world, &[]).await;
     let nothing = json!({"target": {"collection": "nothing"}});
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
     apply_schedule(&world, "often", spec).await;
     let uid = apply_job(&world, "run", slow()).await.uid().unwrap();
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
 
     kube.stop();
     let queue = world.queue();
@@ -196,7 +196,7 @@ async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
         (queue.get(&uid).await.unwrap().unwrap().state == State::Completed).then_some(())
     })
     .await;
-    eventually("nobody leads", async || {
+    eventually("no controller leads", async || {
         for replica in &replicas {
             if leads(replica.port).await {
                 return None;
@@ -211,9 +211,9 @@ async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
     let status = finished(&world, "run").await.status.unwrap();
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
-    assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was away");
+    assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was unavailable");
     leader_of(&replicas).await;
-    let jobs = eventually("runs are made again", async || {
+    let jobs = eventually("runs are created again", async || {
         let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
         (jobs.iter().filter(|job| is_finished(job) && job.creation_timestamp().unwrap().0 > back).count() >= 3)
             .then_some(jobs)
@@ -226,6 +226,6 @@ async fn controllers_whose_api_server_was_away_agree_on_one_leader() {
     for job in jobs.iter().filter(|job| is_finished(job)) {
         let uid = job.uid().unwrap();
         let claims = logs.lines().filter(|line| line.contains("run claimed") && line.contains(&uid));
-        assert_eq!(claims.count(), 1, "{} was run once", job.name_any());
+        assert_eq!(claims.count(), 1, "{} ran once", job.name_any());
     }
 }

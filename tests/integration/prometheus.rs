@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a real process: what the dashboard and the alerts ask for is there.
+//! A real Prometheus scrapes a real process, which must have every metric of the dashboard and the alerts.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use crate::{
     operator::{apply_job, apply_schedule, get},
     receiver::Receiver,
     replicas::{probe_port, replicas},
-    support::{World, eventually, free_port, unique, variable},
+    support::{TestEnv, eventually, free_port, unique, variable},
 };
 
 const RULES: &str = "charts/sync-operator/rules/sync-operator.yaml";
@@ -28,7 +28,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes a process, and gives its metrics the labels that they have in a cluster.
+    /// Starts a Prometheus that scrapes a process, with the labels of a cluster.
     fn scraping(target: u16) -> Self {
         let (port, folder) = (free_port(), std::env::temp_dir().join(unique("prometheus")));
         fs::create_dir(&folder).unwrap();
@@ -63,14 +63,14 @@ impl Prometheus {
         Some(answer["data"].take())
     }
 
-    /// The series that an expression gives now.
+    /// The present series of an expression.
     async fn query(&self, expression: &str) -> Vec<Value> {
         let data = self.ask("query", &[("query", expression)]).await;
         data.and_then(|mut data| data["result"].as_array_mut().map(std::mem::take)).unwrap_or_default()
     }
 
-    /// Waits until an expression gives something.
-    async fn found(&self, expression: &str) -> Vec<Value> {
+    /// Waits until an expression has a series.
+    async fn wait_for_series(&self, expression: &str) -> Vec<Value> {
         eventually(&format!("Prometheus finds {expression}"), async || {
             let series = self.query(expression).await;
             (!series.is_empty()).then_some(series)
@@ -90,7 +90,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// The metrics that an expression names, each with the labels by which it chooses some.
+/// The metrics in an expression, with the labels of their selectors.
 fn selectors(expression: &str) -> BTreeSet<String> {
     let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = BTreeSet::new();
@@ -110,7 +110,7 @@ fn selectors(expression: &str) -> BTreeSet<String> {
     found
 }
 
-/// Each graph's expressions, with the variables that Grafana fills in, and the labels that its legend shows.
+/// The expressions of each graph, with values for the variables of Grafana, and the labels of its legend.
 fn graphs() -> Vec<(String, Vec<String>)> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
     let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
@@ -122,7 +122,7 @@ fn graphs() -> Vec<(String, Vec<String>)> {
     targets.map(read).collect()
 }
 
-/// What the dashboard's lists of namespaces and jobs are read from, and the label that is.
+/// The metric and the label of each list of the dashboard, such as namespaces and jobs.
 fn lists() -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD).unwrap()).unwrap();
     let queries = dashboard["templating"]["list"].as_array().unwrap().iter().filter_map(|list| list["query"].as_str());
@@ -145,13 +145,13 @@ fn alerts() -> Vec<String> {
     rules.map(|rule| rule["expr"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Has promtool look for bad names, missing help and the like. It reads the older text format, in which a counter's
+/// Checks names, help texts and units with promtool. It reads the older text format, in which a counter's
 /// name has its suffix in the comments, too.
 fn lint(text: &str) {
     let counters: Vec<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let older = text.lines().map(|line| {
-        // It knows no exemplars.
+        // promtool does not support exemplars.
         let line = line.split(" # {").next().unwrap_or_default();
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
@@ -183,8 +183,8 @@ fn the_metrics_that_an_expression_names_are_recognised() {
 }
 
 #[tokio::test]
-async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
-    let world = World::new().await;
+async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (operator, port) = world.all(&[]);
     let metrics = probe_port(&operator).await;
@@ -194,36 +194,36 @@ async fn a_prometheus_finds_what_the_dashboard_and_the_alerts_ask_for() {
 
     for (expression, labels) in graphs() {
         for selector in selectors(&expression) {
-            prometheus.found(&selector).await;
+            prometheus.wait_for_series(&selector).await;
         }
-        let series = prometheus.found(&expression).await;
+        let series = prometheus.wait_for_series(&expression).await;
         for label in labels {
             assert!(series.iter().all(|one| one["metric"][&label].is_string()), "{label} of {expression}: {series:?}");
         }
     }
     for (selector, label) in lists() {
-        assert!(prometheus.found(&selector).await[0]["metric"][&label].is_string(), "{label} of {selector}");
+        assert!(prometheus.wait_for_series(&selector).await[0]["metric"][&label].is_string(), "{label} of {selector}");
     }
     for expression in alerts() {
         for selector in selectors(&expression) {
-            prometheus.found(&selector).await;
+            prometheus.wait_for_series(&selector).await;
         }
     }
-    let rules = eventually("the alerts are looked at", async || {
+    let rules = eventually("the alerts are evaluated", async || {
         let rules = prometheus.ask("rules", &[]).await?["groups"][0]["rules"].as_array()?.clone();
         rules.iter().all(|rule| rule["health"] != "unknown").then_some(rules)
     });
     let rules = rules.await;
     assert_eq!(rules.len(), alerts().len());
     assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:?}");
-    assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "what is not there is not found");
+    assert!(prometheus.query("sync_no_such_metric").await.is_empty(), "an unknown metric is not found");
 
     lint(&get(metrics, "/metrics").await.unwrap().1);
 }
 
 #[tokio::test]
-async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
-    let world = World::new().await;
+async fn exemplars_link_histograms_to_the_trace_of_a_run() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let receiver = Receiver::start().await;
     let operator = world.operator_with("controller", &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.url)]);
@@ -233,7 +233,7 @@ async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
     let trace = job.metadata.uid.unwrap().replace('-', "");
     for metric in ["sync_run_duration_seconds", "sync_batch_duration_seconds", "sync_queue_claim_latency_seconds"] {
         let query = format!("{metric}_bucket");
-        eventually(&format!("the trace stands at {metric}"), async || {
+        eventually(&format!("{metric} has the trace as an exemplar"), async || {
             let found = prometheus.ask("query_exemplars", &[("query", &query), ("start", "0"), ("end", "4e9")]).await?;
             let exemplar = &found.as_array()?.first()?["exemplars"][0];
             (exemplar["labels"]["trace_id"] == trace.as_str()).then_some(())
@@ -243,14 +243,14 @@ async fn a_prometheus_leads_from_a_slow_run_to_its_trace() {
     lint(&get(port, "/metrics").await.unwrap().1);
 }
 
-/// The value of a metric without labels, or with those that are given.
+/// The value of a metric without labels, or with the given labels.
 fn value(text: &str, metric: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[tokio::test]
-async fn a_schedule_without_workers_is_overdue_until_there_are_some() {
-    let world = World::new().await;
+async fn a_schedule_is_overdue_while_there_is_no_worker() {
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &["--workers", "0"]).await;
     apply_schedule(&world, "users", json!({"interval": "2s", "immediate": true})).await;
     let leader = replicas[0].port;

@@ -27,11 +27,11 @@ use tokio::{
 };
 
 use crate::{
-    own::Redis,
+    servers::Redis,
     support::{PATIENCE, eventually, unique, variable},
 };
 
-/// What a worker writes when it lets go of a run.
+/// The data that a worker writes when it releases a run.
 #[derive(Clone, Copy)]
 struct Progress<'a> {
     checkpoint: &'a str,
@@ -41,8 +41,8 @@ struct Progress<'a> {
 
 const NOTHING: Progress<'_> = Progress { checkpoint: "{}", history: "[]", attempts: 0 };
 const LEASE: Duration = Duration::from_secs(30);
-/// Runs the queue looks at in one claim or reap, and some more.
-const MORE_THAN_A_LOOK: usize = 20;
+/// More runs than the queue reads in one claim or reap.
+const MORE_THAN_A_SCAN: usize = 20;
 
 fn queue(lease: Duration) -> Queue {
     named_queue(&unique("queue"), lease)
@@ -55,7 +55,7 @@ fn named_queue(name: &str, lease: Duration) -> Queue {
 /// The sets a run can be in.
 const SETS: [&str; 6] = ["waiting", "delayed", "active", "parked", "completed", "failed"];
 
-/// What stands in Redis, seen past the queue.
+/// The data of a queue in Redis, read without the queue.
 struct Raw {
     connection: MultiplexedConnection,
     prefix: String,
@@ -64,7 +64,7 @@ struct Raw {
 impl Raw {
     async fn of(queue: &str) -> Self {
         let client = redis::Client::open(variable("REDIS_URL")).unwrap();
-        // By default it waits for a second or half of one, which a busy machine exceeds.
+        // The default timeout is at most a second, which a busy machine exceeds.
         let patient = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE));
         let patient = patient.set_response_timeout(Some(PATIENCE));
         let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
@@ -85,7 +85,7 @@ impl Raw {
         self.connection.zscore(key, uid).await.unwrap()
     }
 
-    /// Makes a run one of another release.
+    /// Sets the format of a run to that of another release.
     async fn reformat(&mut self, uid: &str) {
         let key = self.key(&format!("run:{uid}"));
         self.connection.hset::<_, _, _, ()>(key, "format", "9").await.unwrap();
@@ -93,11 +93,11 @@ impl Raw {
 
     /// The sets a run is in.
     async fn sets(&mut self, uid: &str) -> Vec<&'static str> {
-        self.look(&[uid]).await.remove(0).0
+        self.read_runs(&[uid]).await.remove(0).0
     }
 
-    /// The sets that runs are in, and their hashes, all of one moment.
-    async fn look(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
+    /// The sets and hashes of runs, read in one transaction.
+    async fn read_runs(&mut self, uids: &[&str]) -> Vec<(Vec<&'static str>, HashMap<String, String>)> {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         for uid in uids {
@@ -115,8 +115,8 @@ impl Raw {
         answers.chunks(SETS.len() + 1).map(read).collect()
     }
 
-    /// Takes a run out of every set.
-    async fn misplace(&mut self, uid: &str) {
+    /// Removes a run from every set.
+    async fn remove_from_sets(&mut self, uid: &str) {
         let mut pipeline = redis::pipe();
         for set in SETS {
             pipeline.zrem(self.key(set), uid);
@@ -134,7 +134,7 @@ impl Raw {
         self.connection.zadd::<_, _, _, ()>(key, uid, score).await.unwrap();
     }
 
-    async fn unplace(&mut self, set: &str, uid: &str) {
+    async fn remove_from_set(&mut self, set: &str, uid: &str) {
         let key = self.key(set);
         self.connection.zrem::<_, _, ()>(key, uid).await.unwrap();
     }
@@ -156,14 +156,14 @@ impl Raw {
     }
 }
 
-fn let_go(uid: &str, epoch: u64, disposition: Disposition, progress: Progress<'_>) -> Release {
+fn build_release(uid: &str, epoch: u64, disposition: Disposition, progress: Progress<'_>) -> Release {
     let attempts = Some(Attempts { count: progress.attempts, history: progress.history.to_owned() });
     Release { uid: uid.to_owned(), epoch, disposition, checkpoint: progress.checkpoint.to_owned(), attempts }
 }
 
-/// Lets go of one run.
-trait One {
-    async fn one(&self, run: Release) -> Result<FencedWrite, Error>;
+/// Releases one run.
+trait ReleaseOne {
+    async fn release_one(&self, run: Release) -> Result<FencedWrite, Error>;
 
     async fn finish(
         &self,
@@ -172,7 +172,7 @@ trait One {
         disposition: Disposition,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(let_go(uid, epoch, disposition, progress)).await
+        self.release_one(build_release(uid, epoch, disposition, progress)).await
     }
 
     async fn retry(
@@ -182,22 +182,22 @@ trait One {
         delay: Duration,
         progress: Progress<'_>,
     ) -> Result<FencedWrite, Error> {
-        self.one(let_go(uid, epoch, Disposition::Retry(delay), progress)).await
+        self.release_one(build_release(uid, epoch, Disposition::Retry(delay), progress)).await
     }
 
     async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint: "held", ..NOTHING };
-        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Held(number), progress) }).await
+        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
     }
 
-    async fn give_back(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
+    async fn release_unfinished(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint, ..NOTHING };
-        self.one(Release { attempts: None, ..let_go(uid, epoch, Disposition::Released, progress) }).await
+        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Released, progress) }).await
     }
 }
 
-impl One for Queue {
-    async fn one(&self, run: Release) -> Result<FencedWrite, Error> {
+impl ReleaseOne for Queue {
+    async fn release_one(&self, run: Release) -> Result<FencedWrite, Error> {
         let answers = self.release([&run]).await?;
         assert_eq!(answers.len(), 1);
         Ok(answers[0])
@@ -208,7 +208,7 @@ async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
     queue.enqueue(&NewRun { priority, ..NewRun::new(uid, "{}") }).await.unwrap()
 }
 
-/// Claims the run that is next, or tells how long it is until there may be one.
+/// Claims the next run, or returns the time until a run may be due.
 pub async fn claim_one(queue: &Queue, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
     let claimed = queue.claim(worker, 1, &mut Candidates::default()).await?;
     Ok(claimed.map(|claims| {
@@ -239,7 +239,7 @@ async fn reap(queue: &Queue, count: usize) {
 async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
     let before = queue.get(uid).await.unwrap();
     assert_eq!(queue.checkpoint(uid, epoch, "x").await.unwrap(), LeaseState::Lost);
-    assert_eq!(queue.give_back(uid, epoch, "x").await.unwrap(), FencedWrite::LeaseLost);
+    assert_eq!(queue.release_unfinished(uid, epoch, "x").await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(queue.retry(uid, epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(queue.finish(uid, epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::LeaseLost);
     assert_eq!(
@@ -282,7 +282,7 @@ async fn a_released_run_takes_its_old_place_and_spends_no_attempt() {
     enqueue(&queue, "first", 0).await;
     let run = claim(&queue, "w").await;
     enqueue(&queue, "second", 0).await;
-    assert_eq!(queue.give_back("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("first", run.entry.epoch, r#"{"at":1}"#).await.unwrap(), FencedWrite::Applied);
     let again = claim(&queue, "w").await;
     assert_eq!((again.uid.as_str(), again.entry.attempts), ("first", 0));
     assert_eq!(again.entry.checkpoint.as_deref(), Some(r#"{"at":1}"#));
@@ -302,7 +302,7 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
         let claim = claim(&queue, "w2").await;
         let moved = claim.at > first.at;
         if !moved {
-            assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+            assert_eq!(queue.release_unfinished("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
         }
         moved.then_some(claim)
     })
@@ -310,11 +310,11 @@ async fn a_claim_raises_the_epoch_and_fixes_the_start_once() {
     assert!(second.entry.epoch > first.entry.epoch);
     assert_eq!(second.entry.started, first.entry.started);
     assert_eq!((second.entry.state, second.entry.worker.as_deref()), (State::Active, Some("w2")));
-    assert_eq!(second.entry, entry(&queue, "a").await, "a claim answers with what stands in Redis");
+    assert_eq!(second.entry, entry(&queue, "a").await, "a claim returns the data in Redis");
 }
 
 #[tokio::test]
-async fn a_run_put_back_after_a_loss_keeps_its_start_and_counters() {
+async fn a_run_restored_after_a_loss_keeps_its_start_and_counters() {
     let queue = queue(LEASE);
     let started = Some(Timestamp::from_millisecond(1_795_477_200_123).unwrap());
     let history = r#"[{"number":1}]"#;
@@ -330,7 +330,7 @@ async fn a_write_with_an_old_epoch_is_refused_and_changes_nothing() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let old = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.give_back("a", old, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", old, "{}").await.unwrap(), FencedWrite::Applied);
     assert_fenced(&queue, "a", old).await;
     let current = claim(&queue, "w2").await.entry.epoch;
     assert_fenced(&queue, "a", old).await;
@@ -367,12 +367,12 @@ async fn a_worker_from_before_a_loss_of_redis_is_fenced_off() {
     Raw::of(&name).await.lose_everything().await;
     assert!(enqueue(&queue, "a", 0).await);
     let new = claim(&queue, "w2").await.entry.epoch;
-    assert_ne!(old, new, "an epoch is never given out twice");
+    assert_ne!(old, new, "no epoch is used twice");
     assert_fenced(&queue, "a", old).await;
     assert_eq!(queue.checkpoint("a", new, "y").await.unwrap(), LeaseState::Held);
 }
 
-/// As after a failover to a replica that had not heard of the claim.
+/// A failover to a replica without the claim has this effect.
 #[tokio::test]
 async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     let name = unique("queue");
@@ -380,13 +380,13 @@ async fn a_worker_whose_claim_was_lost_is_fenced_off() {
     enqueue(&queue, "a", 0).await;
     let before = entry(&queue, "a").await.epoch;
     let lost = claim(&queue, "w1").await.entry.epoch;
-    assert_eq!(queue.give_back("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", lost, "{}").await.unwrap(), FencedWrite::Applied);
     raw.set("a", "epoch", before as i64).await;
-    let new = eventually("another millisecond has come", async || {
+    let new = eventually("the clock is a millisecond later", async || {
         let claim = claim(&queue, "w2").await.entry;
         assert!(claim.epoch > before);
         if claim.epoch == lost {
-            assert_eq!(queue.give_back("a", claim.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+            assert_eq!(queue.release_unfinished("a", claim.epoch, "{}").await.unwrap(), FencedWrite::Applied);
             raw.set("a", "epoch", before as i64).await;
         }
         (claim.epoch != lost).then_some(claim.epoch)
@@ -412,7 +412,7 @@ async fn a_delayed_run_is_claimed_when_it_is_due() {
     let again = eventually("the run is due", async || claim_one(&queue, "w").await.unwrap().ok()).await;
     assert_eq!((again.uid.as_str(), again.entry.attempts, again.entry.retry_at), ("a", 1, None));
     assert!(again.at >= due);
-    assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None), "nothing waits, and nothing will be due");
+    assert_eq!(claim_one(&queue, "w").await.unwrap(), Err(None), "no run waits, and none will be due");
 }
 
 #[tokio::test]
@@ -440,7 +440,7 @@ async fn a_claimed_run_has_no_backoff_any_more_wherever_it_waited() {
 }
 
 #[tokio::test]
-async fn a_run_that_lost_its_epoch_blocks_nobody() {
+async fn a_run_that_lost_its_epoch_blocks_no_other_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     enqueue(&queue, "damaged", 0).await;
@@ -462,7 +462,7 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
             FencedWrite::Applied
         );
         let key = raw.key(&format!("run:{uid}"));
-        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "it does not expire");
+        assert_eq!(raw.connection.pttl::<_, i64>(key).await.unwrap(), -1, "the run does not expire");
         if uid == "old" {
             raw.set_score("completed", "old", 1).await;
         }
@@ -470,7 +470,7 @@ async fn ended_runs_stay_until_a_controller_forgets_them() {
     let long_ago = Timestamp::from_millisecond(an_hour_ago()).unwrap();
     let old = queue.finished_before(long_ago).await.unwrap();
     assert_eq!(old, ["old"]);
-    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "it has ended");
+    assert_eq!(queue.remove_unfinished(&old).await.unwrap(), 0, "the run has ended");
     assert_eq!(queue.remove_finished(&old).await.unwrap(), 1);
     assert_eq!(queue.finished().await.unwrap(), ["young"]);
     assert!(raw.run("old").await.is_empty());
@@ -521,14 +521,14 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
         let first = claim(&queue, "w").await;
         assert_eq!(first.entry.outcome, None);
         if uid == "cancelled" {
-            let control = Control { suspended: true, cancelled: Some("why"), ..GO_ON };
+            let control = Control { suspended: true, cancelled: Some("why"), ..CONTINUE };
             assert!(queue.control(uid, control).await.unwrap());
         }
         assert_eq!(queue.finish(uid, first.entry.epoch, end, NOTHING).await.unwrap(), FencedWrite::Applied);
         let waiting = entry(&queue, uid).await;
         assert_eq!((waiting.state, waiting.outcome.as_deref()), (State::Waiting, Some("why")));
-        // Neither can anybody stop that, nor does a lost worker.
-        let control = Control { suspended: true, cancelled: Some("else"), ..GO_ON };
+        // Neither a cancellation nor a lost worker ends the rollback.
+        let control = Control { suspended: true, cancelled: Some("else"), ..CONTINUE };
         assert!(queue.control(uid, control).await.unwrap());
         for lost in 1..=7 {
             let again = claim(&queue, "w").await;
@@ -544,10 +544,10 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
             }
         }
         let last = claim(&queue, "w").await;
-        let disposition = Disposition::Failed("why, and put back".to_owned());
+        let disposition = Disposition::Failed("why, and restored".to_owned());
         assert_eq!(queue.finish(uid, last.entry.epoch, disposition, NOTHING).await.unwrap(), FencedWrite::Applied);
         let ended = entry(&queue, uid).await;
-        assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and put back")));
+        assert_eq!((ended.state, ended.outcome.as_deref()), (State::Failed, Some("why, and restored")));
     }
 }
 
@@ -555,13 +555,13 @@ async fn a_rolled_back_run_ends_when_its_worker_reports_it_twice() {
 async fn a_run_that_never_began_is_not_rolled_back() {
     let queue = queue(LEASE);
     queue.enqueue(&NewRun { rollback: true, ..NewRun::new("a", "{}") }).await.unwrap();
-    let control = Control { cancelled: Some("why"), ..GO_ON };
+    let control = Control { cancelled: Some("why"), ..CONTINUE };
     assert!(queue.control("a", control).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Failed);
 }
 
 #[tokio::test]
-async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
+async fn a_run_with_progress_may_lose_any_number_of_workers() {
     let queue = queue(Duration::from_millis(200));
     enqueue(&queue, "a", 0).await;
     for lost in 1..=8 {
@@ -576,7 +576,7 @@ async fn a_run_that_gets_further_may_lose_any_number_of_workers() {
 }
 
 #[tokio::test]
-async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
+async fn a_renewal_extends_held_leases_and_reports_lost_ones() {
     let name = unique("queue");
     let queue = named_queue(&name, LEASE);
     let mut raw = Raw::of(&name).await;
@@ -590,7 +590,7 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
     }
     for uid in ["released", "taken"] {
         let epoch = held.iter().find(|(held, _)| held == uid).unwrap().1;
-        assert_eq!(queue.give_back(uid, epoch, "{}").await.unwrap(), FencedWrite::Applied);
+        assert_eq!(queue.release_unfinished(uid, epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
     assert_eq!(claim(&queue, "w2").await.uid, "taken");
     held.push(("unknown".to_owned(), 1));
@@ -603,7 +603,7 @@ async fn renewing_extends_what_is_held_and_tells_what_is_lost() {
     .await;
     lost.lost.sort();
     assert_eq!(lost.lost, ["released", "taken", "unknown"]);
-    assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker is not touched");
+    assert_eq!(raw.score("active", "taken").await, other, "the lease of another worker does not change");
     assert_eq!(raw.sets("released").await, ["waiting"]);
     assert!(raw.sets("unknown").await.is_empty());
 }
@@ -617,14 +617,14 @@ async fn workers_are_counted_while_they_renew() {
     assert_eq!(queue.depth().await.unwrap().workers, 2);
     queue.retire("w1").await.unwrap();
     assert_eq!(queue.depth().await.unwrap().workers, 1);
-    eventually("a worker that shows itself no more is not counted", async || {
+    eventually("a worker without renewals is not counted", async || {
         (queue.depth().await.unwrap().workers == 0).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn removing_a_run_forgets_it_wherever_it_is() {
+async fn a_run_can_be_removed_in_every_state() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for set in ["delayed", "active", "completed", "failed", "waiting"] {
@@ -668,7 +668,7 @@ async fn a_finished_run_stays_readable_and_is_not_run_again() {
 }
 
 #[tokio::test]
-async fn whatever_makes_a_run_claimable_notifies_a_worker() {
+async fn every_way_to_become_claimable_notifies_a_worker() {
     let queue = queue(Duration::from_millis(200));
     for event in ["enqueue", "release", "retry", "lost"] {
         let (mut notifier, start) = (queue.work_notifier(), Instant::now());
@@ -682,7 +682,7 @@ async fn whatever_makes_a_run_claimable_notifies_a_worker() {
                 enqueue(&queue, event, 0).await;
                 FencedWrite::Applied
             }
-            "release" => queue.give_back(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
+            "release" => queue.release_unfinished(event, claim(&queue, "w").await.entry.epoch, "{}").await.unwrap(),
             "retry" => queue.retry(event, claim(&queue, "w").await.entry.epoch, LEASE, NOTHING).await.unwrap(),
             _ => {
                 claim(&queue, "w").await;
@@ -692,7 +692,7 @@ async fn whatever_makes_a_run_claimable_notifies_a_worker() {
         };
         assert_eq!(done, FencedWrite::Applied);
         waiter.await.unwrap().unwrap();
-        assert!(start.elapsed() < PATIENCE / 2, "{event} rings: {:?}", start.elapsed());
+        assert!(start.elapsed() < PATIENCE / 2, "{event} notifies: {:?}", start.elapsed());
         queue.remove(event).await.unwrap();
     }
 }
@@ -721,7 +721,7 @@ async fn a_run_that_a_notification_names_is_claimed_in_one_call() {
 }
 
 #[tokio::test]
-async fn each_run_wakes_a_waiter_of_its_own() {
+async fn each_run_wakes_one_waiting_worker() {
     let queue = queue(LEASE);
     let start = Instant::now();
     let waiters: Vec<_> = (0..3)
@@ -746,7 +746,7 @@ async fn a_wait_for_work_ends_after_its_limit() {
 }
 
 #[tokio::test]
-async fn an_emptied_script_cache_is_a_normal_event() {
+async fn scripts_are_loaded_again_after_a_script_flush() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     let mut flush = async || redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut raw.connection).await.unwrap();
@@ -764,20 +764,20 @@ async fn an_emptied_script_cache_is_a_normal_event() {
 }
 
 #[tokio::test]
-async fn runs_of_another_release_are_left_alone_and_block_nobody() {
+async fn runs_of_another_release_are_skipped_and_block_no_others() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
-    let foreign: Vec<String> = (0..MORE_THAN_A_LOOK).map(|run| format!("foreign-{run}")).collect();
+    let foreign: Vec<String> = (0..MORE_THAN_A_SCAN).map(|run| format!("foreign-{run}")).collect();
     for uid in &foreign {
         enqueue(&queue, uid, 0).await;
         raw.reformat(uid).await;
     }
     let before = raw.run(&foreign[0]).await;
-    assert!(!enqueue(&queue, &foreign[0], 0).await, "it is in the queue");
+    assert!(!enqueue(&queue, &foreign[0], 0).await, "the run is in the queue");
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
     enqueue(&queue, "own", 0).await;
     let claimed = claim_one(&queue, "w").await.unwrap().map(|run| run.uid);
-    assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_LOOK} runs of another release are in front of it");
+    assert_eq!(claimed, Ok("own".to_owned()), "{MORE_THAN_A_SCAN} runs of another release are in front of it");
     assert_eq!(raw.run(&foreign[0]).await, before);
     for uid in &foreign {
         assert_eq!(raw.sets(uid).await, ["waiting"]);
@@ -788,7 +788,7 @@ async fn runs_of_another_release_are_left_alone_and_block_nobody() {
 async fn lost_workers_of_another_release_keep_no_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, Duration::from_millis(20)), Raw::of(&name).await);
-    for run in 0..MORE_THAN_A_LOOK {
+    for run in 0..MORE_THAN_A_SCAN {
         let uid = format!("foreign-{run}");
         enqueue(&queue, &uid, 0).await;
         claim(&queue, "w").await;
@@ -798,10 +798,10 @@ async fn lost_workers_of_another_release_keep_no_run() {
     claim(&queue, "w").await;
     let deadline = Instant::now() + Duration::from_secs(5);
     while raw.sets("own").await != ["waiting"] {
-        assert!(Instant::now() < deadline, "{MORE_THAN_A_LOOK} runs of another release are in front of it");
+        assert!(Instant::now() < deadline, "{MORE_THAN_A_SCAN} runs of another release are in front of it");
         queue.reap("{}").await.unwrap();
     }
-    eventually("all are back", async || {
+    eventually("all runs are recovered", async || {
         queue.reap("{}").await.unwrap();
         (queue.depth().await.unwrap().active == 0).then_some(())
     })
@@ -818,8 +818,8 @@ async fn runs_of_another_release_are_cancelled_suspended_and_removed() {
         raw.reformat(uid).await;
         assert_eq!(entry(&queue, uid).await.needs, LEVEL + 1);
     }
-    assert!(queue.control("cancelled", Control { cancelled: Some("{}"), ..GO_ON }).await.unwrap());
-    assert!(queue.control("suspended", Control { suspended: true, ..GO_ON }).await.unwrap());
+    assert!(queue.control("cancelled", Control { cancelled: Some("{}"), ..CONTINUE }).await.unwrap());
+    assert!(queue.control("suspended", Control { suspended: true, ..CONTINUE }).await.unwrap());
     queue.remove("removed").await.unwrap();
     for (uid, sets) in [("cancelled", &["failed"][..]), ("suspended", &["parked"]), ("removed", &[])] {
         assert_eq!(raw.sets(uid).await, sets, "{uid}");
@@ -859,8 +859,8 @@ async fn an_unsupported_run_waits_for_the_level_that_it_needs() {
     let queue = named_queue(&name, LEASE);
     enqueue(&queue, "a", 0).await;
     let run = claim(&queue, "w").await;
-    let unsupported = let_go("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
-    assert_eq!(queue.one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
+    let unsupported = build_release("a", run.entry.epoch, Disposition::Unsupported(LEVEL + 1), NOTHING);
+    assert_eq!(queue.release_one(Release { attempts: None, ..unsupported }).await.unwrap(), FencedWrite::Applied);
     let entry = entry(&queue, "a").await;
     assert_eq!((entry.state, entry.needs, entry.attempts), (State::Waiting, LEVEL + 1, 0));
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
@@ -882,7 +882,7 @@ async fn a_queue_belongs_to_one_installation() {
     assert_eq!(queue.owner().await.unwrap(), None);
     assert!(queue.own(&mine, None).await.unwrap());
     assert_eq!(queue.owner().await.unwrap(), Some(mine.clone()));
-    assert!(!queue.own(&other, None).await.unwrap(), "it was recorded meanwhile");
+    assert!(!queue.own(&other, None).await.unwrap(), "the owner was recorded in the meantime");
     assert!(matches!(queue.enqueue(&NewRun::new("a", "{}")).await, Err(Error::Owned)));
     assert!(queue.own(&other, Some(&mine)).await.unwrap(), "adopted");
     assert!(enqueue(&queue, "a", 0).await);
@@ -902,7 +902,7 @@ async fn stamps_do_not_go_back_with_the_clock_of_redis() {
         assert_eq!((started, started.as_millisecond() > last), (run.at, ahead || last == 0), "{uid}");
         assert_eq!(started.as_millisecond() > minutes(50), ahead, "{uid}");
     }
-    // Redis says that it started tomorrow.
+    // The start time in Redis is tomorrow.
     let tomorrow = Timestamp::from_millisecond(minutes(24 * 60)).unwrap();
     queue.enqueue(&NewRun { started: Some(tomorrow), ..NewRun::new("tomorrow", "{}") }).await.unwrap();
     let run = claim(&queue, "w").await;
@@ -923,13 +923,13 @@ async fn a_claim_takes_the_best_runs_in_order_up_to_its_limit() {
     let mut candidates = Candidates::default();
     assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["high", "a"]);
     enqueue(&queue, "higher", 2).await;
-    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["higher", "b"], "candidates of before are outdated");
+    assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["higher", "b"], "earlier candidates are outdated");
     assert_eq!(claim_many(&queue, "w", 2, &mut candidates).await, ["low"]);
     assert!(claim_many(&queue, "w", 2, &mut candidates).await.is_empty());
 }
 
 #[tokio::test]
-async fn a_claim_of_several_leaves_the_other_workers_their_share() {
+async fn a_claim_of_several_leaves_runs_for_other_workers() {
     let queue = queue(LEASE);
     for worker in ["w1", "w2", "w3"] {
         queue.renew(worker, &[]).await.unwrap();
@@ -941,7 +941,7 @@ async fn a_claim_of_several_leaves_the_other_workers_their_share() {
     for worker in ["w1", "w2", "w3"] {
         taken.push(claim_many(&queue, worker, 7, &mut Candidates::default()).await.len());
     }
-    assert_eq!(taken, [3, 2, 1], "each a third of what is there, rounded up");
+    assert_eq!(taken, [3, 2, 1], "each a third of the waiting runs, rounded up");
 }
 
 #[tokio::test]
@@ -978,13 +978,13 @@ async fn a_worker_releases_several_runs_in_one_call() {
     let epochs: HashMap<&str, u64> = claims.iter().map(|claim| (claim.uid.as_str(), claim.entry.epoch)).collect();
     queue.remove("removed").await.unwrap();
     let runs = [
-        let_go("done", epochs["done"], Disposition::Completed, NOTHING),
-        let_go("failed", epochs["failed"] - 1, Disposition::Completed, NOTHING),
-        let_go("removed", epochs["removed"], Disposition::Completed, NOTHING),
-        let_go("failed", epochs["failed"], Disposition::Failed("{}".to_owned()), NOTHING),
-        let_go("later", epochs["later"], Disposition::Retry(LEASE), NOTHING),
-        let_go("back", epochs["back"], Disposition::Released, NOTHING),
-        let_go("done", epochs["done"], Disposition::Retry(LEASE), NOTHING),
+        build_release("done", epochs["done"], Disposition::Completed, NOTHING),
+        build_release("failed", epochs["failed"] - 1, Disposition::Completed, NOTHING),
+        build_release("removed", epochs["removed"], Disposition::Completed, NOTHING),
+        build_release("failed", epochs["failed"], Disposition::Failed("{}".to_owned()), NOTHING),
+        build_release("later", epochs["later"], Disposition::Retry(LEASE), NOTHING),
+        build_release("back", epochs["back"], Disposition::Released, NOTHING),
+        build_release("done", epochs["done"], Disposition::Retry(LEASE), NOTHING),
     ];
     let (done, lost) = (FencedWrite::Applied, FencedWrite::LeaseLost);
     assert_eq!(queue.release(&runs).await.unwrap(), [done, lost, lost, done, done, done, lost]);
@@ -997,12 +997,12 @@ async fn a_worker_releases_several_runs_in_one_call() {
     assert!(queue.release([]).await.unwrap().is_empty());
 }
 
-const GO_ON: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
-const SUSPEND: Control<'_> = Control { suspended: true, ..GO_ON };
-const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..GO_ON };
+const CONTINUE: Control<'_> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
+const SUSPEND: Control<'_> = Control { suspended: true, ..CONTINUE };
+const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..CONTINUE };
 
 #[tokio::test]
-async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
+async fn a_suspended_run_is_parked_and_keeps_its_place() {
     let queue = queue(LEASE);
     for uid in ["a", "b"] {
         enqueue(&queue, uid, 0).await;
@@ -1010,7 +1010,7 @@ async fn a_suspended_run_is_put_aside_and_keeps_its_place() {
     assert!(queue.control("a", SUSPEND).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
     assert_eq!(queue.depth().await.unwrap().parked, 1);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(claim(&queue, "w").await.uid, "a");
 }
 
@@ -1023,19 +1023,19 @@ async fn a_suspended_run_is_recalled_without_spending_an_attempt() {
     assert_eq!(entry(&queue, "a").await.state, State::Active);
     assert_eq!(queue.renew("w", &[("a".to_owned(), epoch)]).await.unwrap().recalled, ["a"]);
     assert_eq!(queue.checkpoint("a", epoch, "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.give_back("a", epoch, "2").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("a", epoch, "2").await.unwrap(), FencedWrite::Applied);
     let parked = entry(&queue, "a").await;
     assert_eq!((parked.state, parked.attempts, parked.checkpoint.as_deref()), (State::Parked, 0, Some("2")));
 }
 
 #[tokio::test]
-async fn the_time_a_run_is_put_aside_is_told_to_its_next_worker() {
+async fn the_next_worker_gets_the_suspended_time_of_a_run() {
     let queue = queue(LEASE);
     let since = Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(2);
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
     assert!(queue.enqueue(&run).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     let parked_for = claim(&queue, "w").await.entry.parked_for;
     assert!(parked_for >= Duration::from_hours(2) && parked_for < Duration::from_hours(3), "{parked_for:?}");
 }
@@ -1048,7 +1048,7 @@ async fn hold(queue: &Queue, uid: &str, number: u64) {
 }
 
 const fn approve(number: u64) -> Control<'static> {
-    Control { approved: Some(number), ..GO_ON }
+    Control { approved: Some(number), ..CONTINUE }
 }
 
 #[tokio::test]
@@ -1059,7 +1059,7 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
     assert_eq!((held.state, held.attempts, held.checkpoint.as_deref()), (State::Parked, 0, Some("held")));
     assert!(claim_one(&queue, "w").await.unwrap().is_err());
     for (control, state, approved) in [
-        (GO_ON, State::Parked, None),
+        (CONTINUE, State::Parked, None),
         (approve(9), State::Parked, Some(9)),
         (Control { suspended: true, ..approve(10) }, State::Parked, Some(10)),
         (approve(10), State::Waiting, Some(10)),
@@ -1071,25 +1071,25 @@ async fn a_held_run_continues_when_as_many_documents_are_approved() {
     let claimed = claim(&queue, "w").await.entry;
     assert_eq!((claimed.approved, claimed.attempts), (Some(10), 0));
     assert_eq!(queue.hold("a", claimed.epoch, 11).await.unwrap(), FencedWrite::Applied);
-    assert_eq!(entry(&queue, "a").await.state, State::Parked, "it found more");
+    assert_eq!(entry(&queue, "a").await.state, State::Parked, "the run found more documents");
     assert!(queue.control("a", approve(11)).await.unwrap());
     let epoch = claim(&queue, "w").await.entry.epoch;
     assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
 }
 
 #[tokio::test]
-async fn an_approval_that_comes_before_the_hold_is_heard() {
+async fn an_approval_before_the_hold_is_applied() {
     let queue = queue(LEASE);
     enqueue(&queue, "a", 0).await;
     let claimed = claim(&queue, "w").await.entry;
     assert!(queue.control("a", approve(10)).await.unwrap());
-    assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "it is not recalled");
+    assert_eq!(queue.checkpoint("a", claimed.epoch, "{}").await.unwrap(), LeaseState::Held, "the run is not recalled");
     assert_eq!(queue.hold("a", claimed.epoch, 10).await.unwrap(), FencedWrite::Applied);
     assert_eq!(claim(&queue, "w").await.entry.approved, Some(10));
 }
 
 #[tokio::test]
-async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
+async fn the_next_worker_gets_the_held_time_of_a_run() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     hold(&queue, "a", 10).await;
@@ -1100,9 +1100,9 @@ async fn the_time_a_run_is_held_is_told_to_its_next_worker() {
     assert_hour(claim(&queue, "w").await.entry.parked_for);
 }
 
-/// As the controller puts back a held run that Redis lost.
+/// The controller restores a held run that Redis lost.
 #[tokio::test]
-async fn a_held_run_is_put_back_only_to_learn_of_its_approval() {
+async fn a_restored_held_run_is_claimed_only_when_approved() {
     let queue = queue(LEASE);
     let since = Timestamp::from_millisecond(an_hour_ago()).unwrap();
     let run = NewRun { started: Some(since), suspended: Some(since), ..NewRun::new("a", "{}") };
@@ -1133,17 +1133,17 @@ async fn a_held_run_survives_lost_workers_and_repairs() {
     enqueue(&queue, "b", 0).await;
     claim(&queue, "w").await;
     reap(&queue, 1).await;
-    assert_eq!(entry(&queue, "a").await, held, "only the other one had a worker");
+    assert_eq!(entry(&queue, "a").await, held, "only the other run had a worker");
     queue.remove("b").await.unwrap();
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 0, foreign: 0 });
-    raw.misplace("a").await;
+    raw.remove_from_sets("a").await;
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: 1, foreign: 0 });
     assert_eq!((entry(&queue, "a").await, raw.sets("a").await), (held, vec!["parked"]));
     assert!(queue.control("a", approve(10)).await.unwrap());
     claim(&queue, "w").await;
     reap(&queue, 1).await;
     let again = claim(&queue, "w").await.entry;
-    assert_eq!((again.approved, again.recoveries), (Some(10), 1), "it stays approved");
+    assert_eq!((again.approved, again.recoveries), (Some(10), 1), "the run stays approved");
 }
 
 #[tokio::test]
@@ -1154,12 +1154,12 @@ async fn a_resumed_run_waits_for_the_rest_of_its_backoff() {
     assert!(queue.control("a", SUSPEND).await.unwrap());
     assert_eq!(queue.retry("a", epoch, LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(entry(&queue, "a").await.state, State::Delayed);
 }
 
 #[tokio::test]
-async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
+async fn a_cancelled_run_ends_in_every_state() {
     let queue = queue(LEASE);
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         enqueue(&queue, uid, 0).await;
@@ -1170,17 +1170,17 @@ async fn a_cancelled_run_ends_wherever_it_is_and_stays_so() {
         let claim = claim(&queue, "w").await;
         claims.insert(claim.uid, claim.entry.epoch);
     }
-    assert_eq!(queue.give_back("waiting", claims["waiting"], "{}").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("waiting", claims["waiting"], "{}").await.unwrap(), FencedWrite::Applied);
     assert_eq!(queue.retry("delayed", claims["delayed"], LEASE, NOTHING).await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active", "lost"] {
         assert!(queue.control(uid, CANCEL).await.unwrap());
     }
     assert_eq!(queue.checkpoint("active", claims["active"], "1").await.unwrap(), LeaseState::Recalled);
-    assert_eq!(queue.give_back("active", claims["active"], "2").await.unwrap(), FencedWrite::Applied);
+    assert_eq!(queue.release_unfinished("active", claims["active"], "2").await.unwrap(), FencedWrite::Applied);
     for uid in ["waiting", "parked", "delayed", "active"] {
         let run = entry(&queue, uid).await;
         assert_eq!((run.state, run.outcome.as_deref()), (State::Failed, Some(r#"{"why":2}"#)), "{uid}");
-        assert!(!queue.control(uid, GO_ON).await.unwrap(), "an ended run is not brought back");
+        assert!(!queue.control(uid, CONTINUE).await.unwrap(), "an ended run does not continue");
     }
     assert_eq!(entry(&queue, "lost").await.state, State::Active);
 }
@@ -1211,20 +1211,20 @@ async fn a_changed_priority_reorders_runs_that_wait() {
     for uid in ["a", "b", "c"] {
         enqueue(&queue, uid, 0).await;
     }
-    assert!(queue.control("c", Control { priority: 5, ..GO_ON }).await.unwrap());
-    assert!(queue.control("a", Control { priority: -5, ..GO_ON }).await.unwrap());
+    assert!(queue.control("c", Control { priority: 5, ..CONTINUE }).await.unwrap());
+    assert!(queue.control("a", Control { priority: -5, ..CONTINUE }).await.unwrap());
     for uid in ["c", "b", "a"] {
         assert_eq!(claim(&queue, "w").await.uid, uid);
     }
 }
 
 #[tokio::test]
-async fn a_repair_puts_runs_back_where_their_hashes_say() {
+async fn a_repair_moves_each_run_to_the_set_of_its_hash() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["waiting", "foreign", "gone"] {
         enqueue(&queue, uid, 0).await;
-        raw.misplace(uid).await;
+        raw.remove_from_sets(uid).await;
     }
     // A state of a newer release.
     raw.set("foreign", "state", 9).await;
@@ -1247,13 +1247,13 @@ async fn oldest(queue: &Queue) -> Duration {
     queue.depth().await.unwrap().oldest
 }
 
-/// An hour, and what the test took.
+/// Asserts that a time is an hour, and at most the duration of the test longer.
 fn assert_hour(time: Duration) {
     assert!(time >= HOUR && time < HOUR + PATIENCE, "{time:?}");
 }
 
 #[tokio::test]
-async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
+async fn the_longest_wait_is_reported_for_every_priority() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     assert_eq!(oldest(&queue).await, Duration::ZERO, "none waits");
@@ -1262,7 +1262,7 @@ async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
     }
     raw.set_score("due", "old", an_hour_ago()).await;
     assert_hour(oldest(&queue).await);
-    assert!(queue.control("old", Control { priority: -7, ..GO_ON }).await.unwrap());
+    assert!(queue.control("old", Control { priority: -7, ..CONTINUE }).await.unwrap());
     assert_hour(oldest(&queue).await);
     for uid in ["urgent", "new"] {
         let claim = claim(&queue, "w").await;
@@ -1272,8 +1272,8 @@ async fn the_run_that_waits_the_longest_is_told_whatever_its_priority() {
     let claim = claim(&queue, "w").await;
     assert_hour(claim.waited);
     assert_eq!(oldest(&queue).await, Duration::ZERO);
-    assert_eq!(queue.give_back("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
-    assert!(oldest(&queue).await < PATIENCE, "it waits anew");
+    assert_eq!(queue.release_unfinished("old", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+    assert!(oldest(&queue).await < PATIENCE, "its wait starts again");
 }
 
 #[tokio::test]
@@ -1288,18 +1288,18 @@ async fn a_run_whose_backoff_has_passed_waits_since_then() {
         raw.set_score("delayed", "a", an_hour_ago()).await;
         raw.set("a", "retry_at", an_hour_ago()).await;
         if settles {
-            assert!(queue.control("a", Control { priority: 1, ..GO_ON }).await.unwrap());
+            assert!(queue.control("a", Control { priority: 1, ..CONTINUE }).await.unwrap());
             assert_eq!(raw.sets("a").await, ["waiting"]);
         }
         assert_hour(oldest(&queue).await);
         let claim = claim(&queue, "w").await;
         assert_hour(claim.waited);
-        assert_eq!(queue.give_back("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
+        assert_eq!(queue.release_unfinished("a", claim.entry.epoch, "{}").await.unwrap(), FencedWrite::Applied);
     }
 }
 
 #[tokio::test]
-async fn what_is_not_to_be_claimed_does_not_wait() {
+async fn runs_that_cannot_be_claimed_do_not_wait() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     for uid in ["suspended", "cancelled", "removed"] {
@@ -1310,20 +1310,20 @@ async fn what_is_not_to_be_claimed_does_not_wait() {
     assert!(queue.control("cancelled", CANCEL).await.unwrap());
     queue.remove("removed").await.unwrap();
     assert_eq!(oldest(&queue).await, Duration::ZERO);
-    assert!(queue.control("suspended", GO_ON).await.unwrap());
+    assert!(queue.control("suspended", CONTINUE).await.unwrap());
     assert!(claim(&queue, "w").await.waited < PATIENCE, "it could not be claimed before");
 }
 
-/// As after an update from a release that does not know the ages.
+/// An update from a release without ages has this effect.
 #[tokio::test]
-async fn a_repair_learns_which_runs_wait() {
+async fn a_repair_finds_the_waiting_runs() {
     let name = unique("queue");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
     enqueue(&queue, "claimed", 0).await;
     claim(&queue, "w").await;
     raw.set_score("due", "claimed", an_hour_ago()).await;
     enqueue(&queue, "waiting", 0).await;
-    raw.unplace("due", "waiting").await;
+    raw.remove_from_set("due", "waiting").await;
     assert_hour(oldest(&queue).await);
     assert_eq!(queue.repair(uids()).await.unwrap(), Repaired::default());
     assert_eq!(raw.score("due", "claimed").await, None);
@@ -1331,15 +1331,15 @@ async fn a_repair_learns_which_runs_wait() {
     assert!(oldest(&queue).await < PATIENCE);
 }
 
-/// Follows the queue from now on: what is done after this is told.
+/// Follows the changes of the queue from now on.
 async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
     let mut changes = queue.changes();
     let mut first = tokio::spawn(async move {
-        let told = changes.next().await;
-        (told, changes)
+        let changed = changes.next().await;
+        (changed, changes)
     });
-    // Only the first call finds out where "now" is, so something has to happen until it returns.
-    eventually("the first change is told", async || {
+    // The first call determines the start of the changes, so runs are enqueued until it returns.
+    eventually("the first change is reported", async || {
         enqueue(queue, &unique("run"), -1000).await;
         timeout(Duration::from_millis(200), &mut first).await.ok().map(Result::unwrap)
     })
@@ -1347,57 +1347,57 @@ async fn follow(queue: &Queue) -> (Vec<String>, RunChanges) {
 }
 
 #[tokio::test]
-async fn changes_between_two_calls_are_told() {
+async fn changes_between_two_calls_are_reported() {
     let queue = queue(LEASE);
     enqueue(&queue, "before", 0).await;
-    let (told, mut changes) = follow(&queue).await;
-    assert!(!told.contains(&"before".to_owned()), "what was before the first call is not told: {told:?}");
+    let (changed, mut changes) = follow(&queue).await;
+    assert!(!changed.contains(&"before".to_owned()), "changes before the first call are not reported: {changed:?}");
     let expected: Vec<String> = (0..20).map(|run| format!("between-{run}")).collect();
     for uid in &expected {
         enqueue(&queue, uid, 0).await;
     }
-    let mut told = Vec::new();
-    while told.len() < expected.len() {
+    let mut changed = Vec::new();
+    while changed.len() < expected.len() {
         let next = timeout(PATIENCE, changes.next()).await.unwrap();
-        told.extend(next.into_iter().filter(|uid| uid.starts_with("between")));
+        changed.extend(next.into_iter().filter(|uid| uid.starts_with("between")));
     }
-    assert_eq!(told, expected, "each once, and in order");
+    assert_eq!(changed, expected, "each once, and in order");
 }
 
 #[tokio::test]
-async fn every_transition_is_told() {
+async fn every_transition_is_reported() {
     let queue = queue(Duration::from_millis(500));
     let (_, mut changes) = follow(&queue).await;
-    let mut told = async |what: &str| {
+    let mut await_change = async |what: &str| {
         while !timeout(PATIENCE / 2, changes.next())
             .await
-            .unwrap_or_else(|_| panic!("{what} is not told"))
+            .unwrap_or_else(|_| panic!("{what} is not reported"))
             .contains(&"a".to_owned())
         {}
     };
     enqueue(&queue, "a", 0).await;
-    told("enqueue").await;
+    await_change("enqueue").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.checkpoint("a", epoch, "{}").await.unwrap(), LeaseState::Held);
-    told("checkpoint").await;
-    assert_eq!(queue.give_back("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
-    told("release").await;
+    await_change("checkpoint").await;
+    assert_eq!(queue.release_unfinished("a", epoch, "{}").await.unwrap(), FencedWrite::Applied);
+    await_change("release").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.retry("a", epoch, Duration::ZERO, NOTHING).await.unwrap(), FencedWrite::Applied);
-    told("retry").await;
+    await_change("retry").await;
     claim(&queue, "w").await;
-    told("claim").await;
+    await_change("claim").await;
     reap(&queue, 1).await;
-    told("a lost worker").await;
+    await_change("a lost worker").await;
     let epoch = claim(&queue, "w").await.entry.epoch;
-    told("claim").await;
+    await_change("claim").await;
     assert_eq!(queue.finish("a", epoch, Disposition::Completed, NOTHING).await.unwrap(), FencedWrite::Applied);
-    told("finish").await;
+    await_change("finish").await;
 }
 
-/// The runs that tests of repairs have.
+/// The uids of the runs in tests of repairs.
 fn uids() -> impl Iterator<Item = String> {
     ["a", "b", "c", "waiting", "active", "completed", "parked", "delayed", "failed"].into_iter().map(str::to_owned)
 }
@@ -1405,25 +1405,25 @@ fn uids() -> impl Iterator<Item = String> {
 const UIDS: [&str; 3] = ["a", "b", "c"];
 const WORKERS: [&str; 2] = ["w1", "w2"];
 
-/// How a worker lets go of a run.
+/// The way in which a worker releases a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum How {
+enum ReleaseKind {
     Completed,
     Failed,
     Retry,
     Release,
-    /// Held because of so many documents.
+    /// Held because of this number of documents.
     Hold(u64),
 }
 
-impl How {
+impl ReleaseKind {
     fn costs_no_attempt(self) -> bool {
         matches!(self, Self::Release | Self::Hold(_))
     }
 }
 
-/// An operation, on a run given by its index. `age` says whose epoch is used: 0 for that of the newest claim,
-/// and so on back; also of claims before the run was removed and enqueued again.
+/// An operation on a run, by its index. `age` selects the epoch: 0 is the newest claim, 1 the claim before, and so on,
+/// including claims before the run was removed and enqueued again.
 #[derive(Clone, Debug)]
 enum Operation {
     Enqueue {
@@ -1438,9 +1438,9 @@ enum Operation {
         run: usize,
         age: usize,
     },
-    /// A worker lets go of runs, in one call.
+    /// A worker releases runs in one call.
     Release {
-        runs: Vec<(usize, usize, How)>,
+        runs: Vec<(usize, usize, ReleaseKind)>,
     },
     Renew {
         run: usize,
@@ -1456,7 +1456,7 @@ enum Operation {
         priority: i32,
         approved: Option<u64>,
     },
-    /// The run's place in the sets is lost.
+    /// The run is missing in all sets.
     Misplace {
         run: usize,
     },
@@ -1475,11 +1475,11 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let age = || prop_oneof![4 => Just(0_usize), 1 => 1..4_usize];
     let run = || 0..UIDS.len();
     let how = prop_oneof![
-        2 => Just(How::Retry),
-        2 => Just(How::Release),
-        2 => (1..3_u64).prop_map(How::Hold),
-        1 => Just(How::Completed),
-        1 => Just(How::Failed),
+        2 => Just(ReleaseKind::Retry),
+        2 => Just(ReleaseKind::Release),
+        2 => (1..3_u64).prop_map(ReleaseKind::Hold),
+        1 => Just(ReleaseKind::Completed),
+        1 => Just(ReleaseKind::Failed),
     ];
     let operation = prop_oneof![
         4 => (run(), -1..=1, any::<bool>())
@@ -1501,11 +1501,11 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     proptest::collection::vec(operation, 0..40)
 }
 
-/// What the queue should hold.
+/// The expected state of the queue.
 #[derive(Default)]
 struct Model {
     runs: [Option<ModelRun>; UIDS.len()],
-    /// Every epoch ever given out, by run.
+    /// All epochs of each run.
     epochs: [Vec<u64>; UIDS.len()],
     arrivals: u64,
 }
@@ -1521,14 +1521,14 @@ struct ModelRun {
     checkpoint: Option<usize>,
     suspended: bool,
     cancelled: bool,
-    /// Documents because of which its guard held it last.
+    /// Number of documents of its last hold.
     held: Option<u64>,
     approved: Option<u64>,
     /// Its backoff is not over.
     backing_off: bool,
     /// Before it ends as failed, it is claimed once more to be rolled back.
     rollback: bool,
-    /// It has failed but for that.
+    /// It has failed, and only its rollback is left.
     rolled_back: bool,
     /// It was claimed.
     started: bool,
@@ -1557,7 +1557,7 @@ impl ModelRun {
         }
     }
 
-    /// Its worker is to let go of it.
+    /// Its worker must release it.
     fn is_recalled(&self) -> bool {
         (self.suspended || self.cancelled) && !self.rolled_back
     }
@@ -1578,7 +1578,7 @@ impl ModelRun {
         matches!(self.state, State::Completed | State::Failed)
     }
 
-    /// Where a run belongs that no worker holds.
+    /// Sets the state of a run without a worker.
     fn settle(&mut self) {
         self.placed = true;
         if self.cancelled && !self.rolled_back {
@@ -1627,9 +1627,9 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
             assert_eq!(claimed.as_ref().ok().map(|run| run.uid.as_str()), model.next().map(|run| UIDS[run]));
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
-                assert!(!model.epochs[run].contains(&claim.entry.epoch), "an epoch is never given out twice");
+                assert!(!model.epochs[run].contains(&claim.entry.epoch), "no epoch is used twice");
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
-                assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim tells what stands in Redis");
+                assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim returns the data in Redis");
                 model.epochs[run].push(claim.entry.epoch);
                 let run = model.runs[run].as_mut().unwrap();
                 (run.state, run.started) = (State::Active, true);
@@ -1662,9 +1662,9 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         Operation::Control { run, suspended, cancelled, priority, approved } => {
             let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved };
             let done = queue.control(UIDS[run], control).await.unwrap();
-            let under_way = model.runs[run].as_mut().filter(|run| !run.has_ended());
-            assert_eq!(done, under_way.is_some());
-            if let Some(run) = under_way {
+            let unfinished = model.runs[run].as_mut().filter(|run| !run.has_ended());
+            assert_eq!(done, unfinished.is_some());
+            if let Some(run) = unfinished {
                 let before = (run.suspended, run.approved, run.cancelled, run.rank.0);
                 run.suspended = suspended;
                 run.approved = approved;
@@ -1677,7 +1677,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             }
         }
         Operation::Misplace { run } => {
-            raw.misplace(UIDS[run]).await;
+            raw.remove_from_sets(UIDS[run]).await;
             if let Some(run) = &mut model.runs[run] {
                 run.placed = false;
             }
@@ -1722,13 +1722,13 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 .iter()
                 .map(|&(run, age, how)| {
                     let disposition = match how {
-                        How::Completed => Disposition::Completed,
-                        How::Failed => Disposition::Failed("{}".to_owned()),
-                        How::Retry => Disposition::Retry(LEASE),
-                        How::Release => Disposition::Released,
-                        How::Hold(number) => Disposition::Held(number),
+                        ReleaseKind::Completed => Disposition::Completed,
+                        ReleaseKind::Failed => Disposition::Failed("{}".to_owned()),
+                        ReleaseKind::Retry => Disposition::Retry(LEASE),
+                        ReleaseKind::Release => Disposition::Released,
+                        ReleaseKind::Hold(number) => Disposition::Held(number),
                     };
-                    let run = let_go(UIDS[run], model.epoch(run, age).0, disposition, progress);
+                    let run = build_release(UIDS[run], model.epoch(run, age).0, disposition, progress);
                     if how.costs_no_attempt() { Release { attempts: None, ..run } } else { run }
                 })
                 .collect();
@@ -1739,12 +1739,12 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 assert_eq!(answer, if held { FencedWrite::Applied } else { FencedWrite::LeaseLost });
                 let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
                 run.checkpoint = Some(step);
-                run.backing_off = how == How::Retry;
+                run.backing_off = how == ReleaseKind::Retry;
                 match how {
-                    How::Completed => (run.state, run.placed) = (State::Completed, true),
-                    How::Failed => run.fail(),
-                    How::Retry | How::Release => run.settle(),
-                    How::Hold(number) => {
+                    ReleaseKind::Completed => (run.state, run.placed) = (State::Completed, true),
+                    ReleaseKind::Failed => run.fail(),
+                    ReleaseKind::Retry | ReleaseKind::Release => run.settle(),
+                    ReleaseKind::Hold(number) => {
                         run.held = Some(number);
                         run.settle();
                     }
@@ -1758,7 +1758,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
 }
 
 async fn assert_same(raw: &mut Raw, model: &Model) {
-    for ((sets, hash), expected) in raw.look(&UIDS).await.into_iter().zip(model.runs) {
+    for ((sets, hash), expected) in raw.read_runs(&UIDS).await.into_iter().zip(model.runs) {
         let state = expected.map(|run| match run.state {
             State::Waiting => "waiting",
             State::Delayed => "delayed",
@@ -1791,11 +1791,11 @@ async fn assert_same(raw: &mut Raw, model: &Model) {
     }
     for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let waits = expected.is_some_and(|run| run.state == State::Waiting);
-        assert_eq!(raw.score("due", uid).await.is_some(), waits, "the runs that wait are known by their age");
+        assert_eq!(raw.score("due", uid).await.is_some(), waits, "the queue has the age of each waiting run");
     }
 }
 
-/// The queue itself reads what the model says, too.
+/// Asserts that the queue returns the state of the model.
 async fn assert_readable(queue: &Queue, model: &Model) {
     for (uid, expected) in UIDS.into_iter().zip(model.runs) {
         let found = queue.get(uid).await.unwrap();
@@ -1876,7 +1876,7 @@ async fn a_request_is_reserved_at_most_a_second_ahead() {
     let reserve = async || queue.reserve_request("a", every).await.unwrap();
     assert_eq!(reserve().await, Reservation::After(Duration::ZERO));
     reserved(reserve().await);
-    // Reserved or not, depending on how long the calls took; but those after it are not.
+    // This request is reserved or not, by the duration of the calls. Later requests are not reserved.
     let _ = reserve().await;
     let waits = [reserve().await, reserve().await];
     let Reservation::RetryAfter(wait) = waits[1] else { panic!("{waits:?}") };

@@ -1,4 +1,4 @@
-//! A receiver of traces: what a collector would be told.
+//! A receiver of traces, as a collector.
 
 use std::{
     collections::BTreeMap,
@@ -66,12 +66,12 @@ impl Receiver {
         Self::start_on(0, Router::new().route("/v1/traces", post(take))).await
     }
 
-    /// On a port that was free a moment ago.
+    /// Starts a receiver on this port.
     pub async fn answering_on(port: u16) -> Self {
         Self::start_on(port, Router::new().route("/v1/traces", post(take))).await
     }
 
-    /// Takes requests and never answers.
+    /// Starts a receiver that never answers.
     pub async fn stalling() -> Self {
         Self::start_on(0, Router::new().route("/v1/traces", post(stall))).await
     }

@@ -1,4 +1,4 @@
-//! Redis loses its data, takes over from an older copy of itself, or has no room, in the middle of runs.
+//! Redis loses its data, fails over to a replica with older data, or is full, during runs.
 
 use std::time::Duration;
 
@@ -12,23 +12,23 @@ use sync_operator::{
 
 use crate::{
     control::phase,
-    operator::{apply_job, finished, slow, under_way},
+    operator::{apply_job, finished, slow, wait_until_running},
     outages::lines,
-    own::Redis,
-    redis_kinds::Watched,
-    support::{Servers, World, add_redis_user, eventually},
+    redis_topologies::SentinelRedis,
+    servers::Redis,
+    support::{Servers, TestEnv, add_redis_user, eventually},
 };
 
 const USERS: i32 = 5_000;
 const ARGS: [&str; 4] = ["--lease-duration", "2s", "--resync-interval", "1s"];
 
-async fn world(redis: String) -> World {
-    let world = World::on(Servers { redis, ..Servers::shared() }).await;
+async fn world(redis: String) -> TestEnv {
+    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
     world.seed(USERS, 0).await;
     world
 }
 
-/// A run that takes seconds, and stamps a field of its own.
+/// A spec of a run that takes some seconds, and stamps this field.
 fn slow_on(field: &str) -> Value {
     let mut spec = slow();
     spec["batchSize"] = json!(2);
@@ -37,7 +37,7 @@ fn slow_on(field: &str) -> Value {
 }
 
 /// The run is complete, no attempt was spent, and each document carries its start.
-async fn assert_done(world: &World, job: &SyncJob, field: &str) {
+async fn assert_done(world: &TestEnv, job: &SyncJob, field: &str) {
     let status = job.status.as_ref().unwrap();
     assert!(is_complete(job), "{field}: {status:?}");
     let (counts, users) = (status.counts.unwrap(), i64::from(USERS));
@@ -49,27 +49,27 @@ async fn assert_done(world: &World, job: &SyncJob, field: &str) {
 
 /// Scenario 7 of the fault list.
 #[tokio::test]
-async fn redis_loses_everything_in_mid_run() {
+async fn redis_loses_all_data_during_a_run() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let world = world(redis.url()).await;
     let (operator, _) = world.all(&ARGS);
     apply_job(&world, "run", slow_on("lastSynced")).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let before = world.jobs().get("run").await.unwrap().status.unwrap();
     redis.ask::<()>("FLUSHALL").await;
-    eventually("the worker knows", async || operator.log().contains("lease lost").then_some(())).await;
+    eventually("the worker logs the lost lease", async || operator.log().contains("lease lost").then_some(())).await;
     let job = finished(&world, "run").await;
     assert_done(&world, &job, "lastSynced").await;
     assert_eq!(job.status.unwrap().start_time, before.start_time);
     assert_eq!(lines(&operator.log(), "run enqueued"), 2);
 }
 
-/// Scenario 8 of the fault list: what Redis acknowledged after its replica had fallen behind is lost with it. That is the
-/// claim of one run, the end of another one, and all of a third.
+/// Scenario 8 of the fault list: writes that Redis acknowledged, and that the replica lacks, are lost in a failover:
+/// the claim of one run, the end of another run, and all data of a third run.
 #[tokio::test]
 async fn a_failover_of_redis_loses_acknowledged_writes() {
-    let mut watched = Watched::start(Duration::from_secs(2)).await;
+    let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;
     let world = world(watched.url()).await;
     let (operator, _) = world.all(&ARGS);
     apply_job(&world, "before", slow_on("before")).await;
@@ -79,9 +79,9 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
         apply_job(&world, name, spec).await;
         phase(&world, name, Phase::Suspended).await;
     }
-    under_way(&world, "before").await;
+    wait_until_running(&world, "before").await;
     let parked = format!("ZCARD {{sync:{}}}:parked", world.name);
-    eventually("the replica has it all", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
+    eventually("the replica has both", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
     for setting in ["masteruser nobody", "masterauth wrong"] {
         watched.replica.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }
@@ -98,20 +98,20 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     apply_job(&world, "made", slow_on("made")).await;
     let ended = finished(&world, "ended").await;
     for name in ["claimed", "made"] {
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     watched.master.kill();
 
     for name in ["before", "claimed", "made"] {
         assert_done(&world, &finished(&world, name).await, name).await;
     }
-    assert!(lines(&operator.log(), "lease lost") >= 1, "who had claimed a run is told");
+    assert!(lines(&operator.log(), "lease lost") >= 1, "the worker of a lost claim is notified");
     assert_eq!(world.jobs().get("ended").await.unwrap().status, ended.status, "an end is final");
 }
 
 /// Scenario 10 of the fault list.
 #[tokio::test]
-async fn redis_has_no_room_and_says_so() {
+async fn a_full_redis_is_reported() {
     let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]);
     redis.connect().await;
     let world = world(redis.url()).await;
@@ -121,27 +121,27 @@ async fn redis_has_no_room_and_says_so() {
         redis.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let told = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob reports the error", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
-    assert!(told.message.contains("OOM: its memory is full"), "{}", told.message);
-    eventually("looks at Redis were answered meanwhile", async || {
+    assert!(condition.message.contains("OOM: its memory is full"), "{}", condition.message);
+    eventually("the log reports failed writes", async || {
         (lines(&operator.log(), "writing to Redis is unavailable") == 1).then_some(())
     })
     .await;
     redis.ask::<()>("CONFIG SET maxmemory 0").await;
     assert!(is_complete(&finished(&world, "run").await));
     let log = operator.log();
-    let told = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
+    let counts = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
         .map(|text| lines(&log, text));
-    assert_eq!(told, [1, 1, 0], "{log}");
+    assert_eq!(counts, [1, 1, 0], "{log}");
 }
 
-/// The documented rights are enough, also in the end of a run, and one of them less is told.
+/// The documented rights are enough, also for the end of a run. A missing right is reported.
 #[tokio::test]
-async fn redis_refuses_what_its_user_may_not_and_says_so() {
+async fn a_missing_right_in_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let mut world = world(redis.url()).await;
@@ -156,20 +156,20 @@ async fn redis_refuses_what_its_user_may_not_and_says_so() {
 
     redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let told = eventually("the SyncJob tells", async || {
+    let condition = eventually("the SyncJob reports the error", async || {
         let status = world.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
-    assert!(told.message.contains("NOPERM: its user lacks a right"), "{}", told.message);
-    eventually("the log tells", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
+    assert!(condition.message.contains("NOPERM: its user lacks a right"), "{}", condition.message);
+    eventually("it is logged", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
     redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
     assert!(is_complete(&finished(&world, "run").await));
 }
 
-/// A replica cannot be written: that is told, as opposed to a Redis that does not answer.
+/// A replica refuses writes. The log distinguishes it from a Redis that does not answer.
 #[tokio::test]
-async fn a_redis_that_only_reads_says_so() {
+async fn a_read_only_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
     let world = world(redis.url()).await;
@@ -177,7 +177,7 @@ async fn a_redis_that_only_reads_says_so() {
     apply_job(&world, "before", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&world, "before").await));
     redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
-    eventually("the log tells", async || {
+    eventually("it is logged", async || {
         operator.log().contains("READONLY: it is a replica, which accepts no writes").then_some(())
     })
     .await;

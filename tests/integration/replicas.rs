@@ -19,11 +19,11 @@ use tokio::time::Instant;
 
 use crate::{
     operator::{apply_job, apply_schedule, events, finished, get},
-    support::{Operator, World, eventually},
+    support::{Operator, TestEnv, eventually},
 };
 
 const LEASE: Duration = Duration::from_secs(3);
-/// As it is by default, for those who measure.
+/// The default lease duration, for tests that measure.
 const DEFAULT: [&str; 2] = ["--leader-lease-duration", "10s"];
 
 pub async fn probe_port(operator: &Operator) -> u16 {
@@ -46,7 +46,7 @@ pub struct Replica {
 }
 
 /// Three controllers, the leader first.
-pub async fn replicas(world: &World, args: &[&str]) -> Vec<Replica> {
+pub async fn replicas(world: &TestEnv, args: &[&str]) -> Vec<Replica> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
         let process = world.operator("controller", &[&["--resync-interval", "1s"], args].concat());
@@ -70,28 +70,28 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
     .await
 }
 
-/// Makes a SyncJob, and waits until someone has put it into the queue, and how long that takes.
-async fn acts(world: &World, name: &str) -> Duration {
+/// Creates a SyncJob, and returns the time until a controller has enqueued it.
+async fn measure_enqueue(world: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
     apply_job(world, name, json!({"syncType": "Full"})).await;
-    eventually("someone acts", async || world.jobs().get(name).await.ok()?.status).await;
+    eventually("a controller enqueues the run", async || world.jobs().get(name).await.ok()?.status).await;
     let took = began.elapsed();
     finished(world, name).await;
     took
 }
 
-async fn lease(world: &World) -> Lease {
+async fn lease(world: &TestEnv) -> Lease {
     let leases: Api<Lease> = Api::default_namespaced(world.client.clone());
     leases.get(&format!("sync-operator-{}", world.name)).await.unwrap()
 }
 
 #[tokio::test]
-async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
-    let world = World::new().await;
+async fn another_controller_leads_within_15_s_of_a_kill() {
+    let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
-    acts(&world, "before").await;
+    measure_enqueue(&world, "before").await;
     replicas.remove(0).process.signal("KILL");
-    let took = acts(&world, "after").await;
+    let took = measure_enqueue(&world, "after").await;
     println!("a SyncJob was queued {took:?} after the leader was killed");
     assert!(took < Duration::from_secs(15), "{took:?}");
     leader_of(&replicas).await;
@@ -99,27 +99,27 @@ async fn when_the_leader_is_killed_another_one_acts_within_15_s() {
 }
 
 #[tokio::test]
-async fn a_leader_that_stops_hands_over_within_2_s() {
-    let world = World::new().await;
+async fn a_leader_that_stops_is_replaced_within_2_s() {
+    let world = TestEnv::new().await;
     let mut replicas = replicas(&world, &DEFAULT).await;
     let mut took = Vec::new();
     for name in ["first", "second"] {
         let leader = leader_of(&replicas).await;
         let mut leader = replicas.remove(leader).process;
         leader.signal("TERM");
-        took.push(acts(&world, name).await);
+        took.push(measure_enqueue(&world, name).await);
         assert_eq!(leader.stop_and_wait().await, Some(0));
     }
-    println!("a SyncJob was queued {took:?} after the leader was told to stop");
-    // Other tests keep the machine busy, but hardly both times.
+    println!("a SyncJob was queued {took:?} after the leader received SIGTERM");
+    // Other tests may delay one of the two changes, but hardly both.
     assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
     assert!(took.iter().all(|took| *took < Duration::from_secs(6)), "much less than the Lease: {took:?}");
 }
 
-/// The others would have to wait for the end of a Lease that one of them took while it stopped.
+/// A Lease that a stopping controller takes would delay the next leader until its end.
 #[tokio::test]
-async fn controllers_that_stop_together_leave_the_lease_free() {
-    let world = World::new().await;
+async fn controllers_that_stop_together_release_the_lease() {
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &DEFAULT).await;
     for replica in &replicas {
         replica.process.signal("TERM");
@@ -133,7 +133,7 @@ async fn controllers_that_stop_together_leave_the_lease_free() {
 
 #[tokio::test]
 async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let user = format!("controller-{}", world.name);
     let (groups, verbs) = (["sync.codex.dev", "events.k8s.io"], ["*"]);
     allow(&world, &user, &world.name, json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}])).await;
@@ -143,18 +143,18 @@ async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
         let (code, body) = get(port, "/readyz").await?;
         Some((code, serde_json::from_str::<Value>(&body).unwrap()["missing"].clone()))
     };
-    eventually("the Lease is missing", async || readyz().await.filter(|told| *told == (503, json!(["lease"])))).await;
+    eventually("the Lease is missing", async || readyz().await.filter(|seen| *seen == (503, json!(["lease"])))).await;
     let log = controller.log();
     assert!(log.lines().any(|line| line.contains("the Lease cannot be") && line.contains("forbidden")), "{log}");
 
     let leases = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
     allow(&world, &user, "default", leases).await;
-    eventually("nothing is missing", async || readyz().await.filter(|told| *told == (200, Value::Null))).await;
+    eventually("nothing is missing", async || readyz().await.filter(|seen| *seen == (200, Value::Null))).await;
     eventually("it leads", async || leads(port).await.then_some(())).await;
 }
 
 /// Gives a user rights in a namespace.
-async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
+async fn allow(world: &TestEnv, user: &str, namespace: &str, rules: Value) {
     let metadata = json!({"name": user});
     let role = json!({"metadata": metadata, "rules": rules});
     let of = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user});
@@ -169,33 +169,33 @@ async fn allow(world: &World, user: &str, namespace: &str, rules: Value) {
 /// Scenario 15 of the fault list.
 #[tokio::test]
 async fn a_leader_paused_beyond_its_lease_writes_no_more() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &[]).await;
     apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
     let jobs = world.jobs();
     let made = async || jobs.list(&ListParams::default()).await.unwrap().items;
-    eventually("a run is made", async || (!made().await.is_empty()).then_some(())).await;
+    eventually("a run is created", async || (!made().await.is_empty()).then_some(())).await;
 
     let paused = &replicas[0];
     paused.process.signal("STOP");
     let holder = lease(&world).await.spec.unwrap().holder_identity;
-    eventually("another one leads", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
+    eventually("another leader", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
     let since = Timestamp::now();
     paused.process.signal("CONT");
-    eventually("the old one knows", async || (!leads(paused.port).await).then_some(())).await;
-    eventually("the new one makes runs", async || {
+    eventually("the old leader has stopped leading", async || (!leads(paused.port).await).then_some(())).await;
+    eventually("the new leader creates runs", async || {
         let newer = made().await.into_iter().filter(|job| job.creation_timestamp().unwrap().0 > since);
         (newer.count() >= 2).then_some(())
     })
     .await;
     assert!(paused.process.log().contains("lost leadership"));
-    let told_by = async |by: bool| {
+    let events_by = async |by: bool| {
         let events = events(&world).await;
         let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));
         later.filter(|event| (event.reporting_instance == holder) == by).count()
     };
-    eventually("the new one tells of what it does", async || (told_by(false).await > 0).then_some(())).await;
-    assert_eq!(told_by(true).await, 0, "the old one tells no more");
+    eventually("the new leader sends events", async || (events_by(false).await > 0).then_some(())).await;
+    assert_eq!(events_by(true).await, 0, "the old leader sends no more events");
 
     let jobs = made().await;
     let slots: HashSet<_> = jobs.iter().map(|job| job.annotations()[SLOT_ANNOTATION].clone()).collect();
@@ -209,11 +209,11 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
 
 #[tokio::test]
 async fn a_single_controller_leads_again_after_a_long_pause() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let controller = world.operator("controller", &[]);
     apply_schedule(&world, "users", json!({"interval": "5s"})).await;
     let schedules = world.schedules();
-    // Nothing is under way then: all that is left to do is the next slot.
+    // No run is active then: only the next slot is left to do.
     let settled = async |runs: i64| {
         let status = schedules.get("users").await.ok()?.status?;
         (status.runs.succeeded >= runs && status.active.is_empty()).then_some(status.runs.succeeded)
@@ -221,22 +221,22 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
     let before = eventually("a run has ended", async || settled(1).await).await;
 
     controller.signal("STOP");
-    // The length of time is what is tested. Nobody else is there to take the Lease over.
+    // The test is about the length of the pause. No other controller can take the Lease.
     tokio::time::sleep(2 * LEASE).await;
     controller.signal("CONT");
     let resumed = Instant::now();
-    eventually("runs are made again", async || settled(before + 1).await).await;
+    eventually("runs are created again", async || settled(before + 1).await).await;
     println!("a run was made and done {:?} after the pause (interval 5s, lease {LEASE:?})", resumed.elapsed());
     drop(controller);
 }
 
 #[tokio::test]
-async fn probes_tell_who_leads_and_whether_workers_get_answers() {
-    let world = World::new().await;
+async fn probes_report_the_leader_and_the_state_of_workers() {
+    let world = TestEnv::new().await;
     let replicas = replicas(&world, &[]).await;
     let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
     for (index, replica) in replicas.iter().enumerate() {
-        let body = eventually("it knows the leader", async || {
+        let body = eventually("the probe reports the leader", async || {
             let (code, body) = get(replica.port, "/readyz").await?;
             (code == 200 && body.contains(&identity)).then_some(body)
         })

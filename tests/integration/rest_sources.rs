@@ -1,4 +1,4 @@
-//! Runs that fetch what documents should be from a REST server.
+//! Runs that fetch the content of documents from a REST server.
 
 use bson::{Document, doc};
 use kube::api::PostParams;
@@ -9,11 +9,11 @@ use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 use crate::{
     operator::finished,
     sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
-    support::{World, confirmed, source},
+    support::{TestEnv, confirmed, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
-/// A full run with what the server has at this address.
+/// A spec of a full run with a source at this path.
 fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
     let mut fields = json!({"endpoint": upstream.rest(path)});
     fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
@@ -26,7 +26,7 @@ fn spec(upstream: &Upstream, path: &str, part: &Value) -> Value {
     })
 }
 
-/// A full run over all pages of people, which new ones are made from.
+/// A spec of a full run over all pages of people, which inserts new documents.
 fn walk(upstream: &Upstream, path: &str, part: &Value) -> Value {
     let mut fields = json!({"name": "people", "batching": "Pages", "upsert": true, "onMissing": "Mark"});
     fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
@@ -42,8 +42,8 @@ fn linked(upstream: &Upstream, part: &Value) -> Value {
     spec
 }
 
-/// People whom the source listed before.
-async fn people(world: &World, ids: &[i32]) -> Collection<Document> {
+/// People that the source listed before.
+async fn people(world: &TestEnv, ids: &[i32]) -> Collection<Document> {
     let people = world.database.collection::<Document>("people");
     let person = |id: &i32| doc! {"_id": id, "team": "blue", "_sync": confirmed(&world.name, "people")};
     people.insert_many(ids.iter().map(person)).await.unwrap();
@@ -56,14 +56,14 @@ fn reasons(status: &SyncJobStatus) -> Vec<(&str, &str)> {
 
 #[tokio::test]
 async fn a_user_whose_address_answers_404_is_missing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
     let (operator, _) = world.all(&ALLOWED);
     let all = json!({"name": "users", "batching": "PerUser"});
     run(&world, "all", spec(&upstream, "/users/{id}", &all)).await;
     upstream.change();
-    upstream.books().addresses.clear();
-    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
+    upstream.state().addresses.clear();
+    upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
     let gone = doc! {"missingSince": {"$exists": true}};
     for (on_missing, expected, marked, left) in [
         ("Fail", (39, 0, 1), 0, 40),
@@ -71,23 +71,23 @@ async fn a_user_whose_address_answers_404_is_missing() {
         ("Mark", (1, 39, 0), 1, 40),
         ("Delete", (1, 39, 0), 0, 39),
     ] {
-        // Whether the source has anything at all is asked before.
+        // One more request checks that the source has any results.
         let asked = if expected.0 == 1 { 41 } else { 40 };
         let each = json!({"name": "users", "batching": "PerUser", "onMissing": on_missing});
         let status = run(&world, &on_missing.to_lowercase(), spec(&upstream, "/users/{id}", &each)).await;
         assert_eq!(counts(&status), expected, "{on_missing}: {:?}", ended(&status));
         assert_eq!((world.count(gone.clone()).await, world.count(doc! {}).await), (marked, left), "{on_missing}");
-        assert_eq!(std::mem::take(&mut upstream.books().addresses).len(), asked, "{on_missing}");
-        let told = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
-        assert_eq!(failures(&status), told);
+        assert_eq!(std::mem::take(&mut upstream.state().addresses).len(), asked, "{on_missing}");
+        let failed = if on_missing == "Fail" { vec![("3", "NotReturned")] } else { vec![] };
+        assert_eq!(failures(&status), failed);
     }
-    assert_eq!(upstream.books().headers["accept"], "application/json");
+    assert_eq!(upstream.state().headers["accept"], "application/json");
     assert!(!operator.log().contains(PRIVATE) && !operator.log().contains("/users/"));
 }
 
 #[tokio::test]
-async fn a_source_that_has_nothing_at_all_removes_nothing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_source_without_any_results_removes_nothing() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let listed = doc! {"$set": {"_sync": confirmed(&world.name, "users")}};
     world.database.collection::<Document>("users").update_many(doc! {}, listed.clone()).await.unwrap();
@@ -110,15 +110,15 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
         assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, 20, "{name}");
     }
 
-    // With one document that it has, the others are missing, however often the run is repeated.
+    // If the source has one document, the others are missing in each run.
     let others = (0..19).map(|id| (id.to_string(), Peculiar::Gone));
-    upstream.books().users.extend(others);
+    upstream.state().users.extend(others);
     for (name, left, expected) in [("first", 1, (20, 0, 0)), ("second", 1, (0, 20, 0))] {
         let status = run(&world, name, users("/users/{id}", "Mark", "Full")).await;
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
         assert_eq!(world.count(doc! {"gone": {"$exists": false}}).await, left, "{name}");
     }
-    // An Incremental run that only finds documents that are gone, asks about one of the others.
+    // An Incremental run with only missing documents requests one of the other documents.
     let users_in = world.database.collection::<Document>("users");
     users_in.update_many(doc! {"_id": {"$ne": 19}}, listed).await.unwrap();
     for (name, sync_type, left) in [("marks", "Incremental", 20), ("deletes", "Full", 1)] {
@@ -129,8 +129,8 @@ async fn a_source_that_has_nothing_at_all_removes_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_never_asks_for_anything_but_its_document() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_key_cannot_change_the_rest_of_the_address() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let users = world.database.collection::<Document>("users");
     let keys = ["", ".", "..", "../admin", "a,b", "x?y=1#z", "ü"];
     users.insert_many(keys.map(|key| doc! {"_id": key})).await.unwrap();
@@ -143,20 +143,20 @@ async fn a_key_never_asks_for_anything_but_its_document() {
     assert_eq!(failures(&status), [("", "InvalidKey"), (".", "InvalidKey"), ("..", "InvalidKey")]);
     assert_eq!(counts(&status), (4, 0, 3));
     let asked = ["/users/..%2Fadmin", "/users/a%2Cb", "/users/x%3Fy%3D1%23z", "/users/%C3%BC"];
-    assert_eq!(std::mem::take(&mut upstream.books().addresses), asked);
+    assert_eq!(std::mem::take(&mut upstream.state().addresses), asked);
 
     let status = run(&world, "batch", spec(&upstream, "/users?ids={ids}", &json!({}))).await;
     assert_eq!(failures(&status), [("", "InvalidKey"), ("a,b", "InvalidKey")]);
     assert_eq!(counts(&status), (5, 0, 2));
-    assert_eq!(upstream.books().addresses, ["/users?ids=.,..,..%2Fadmin,x%3Fy%3D1%23z,%C3%BC"]);
+    assert_eq!(upstream.state().addresses, ["/users?ids=.,..,..%2Fadmin,x%3Fy%3D1%23z,%C3%BC"]);
     assert!(!operator.log().contains("%2F"));
 }
 
 #[tokio::test]
-async fn a_batch_is_asked_for_by_one_address() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_batch_is_requested_by_one_address() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
-    upstream.books().users.insert("7".to_owned(), Peculiar::Gone);
+    upstream.state().users.insert("7".to_owned(), Peculiar::Gone);
     let (_operator, _) = world.all(&ALLOWED);
     let batches = spec(&upstream, "/users?ids={ids}", &json!({}));
     let status = run(&world, "batches", batches.clone()).await;
@@ -180,7 +180,7 @@ async fn a_batch_is_asked_for_by_one_address() {
 
 #[tokio::test]
 async fn pages_are_walked_by_number_by_cursor_and_by_link() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(25).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(25).await);
     let people = people(&world, &[3, 99]).await;
     let (_operator, _) = world.all(&ALLOWED);
     let number = json!({"resultPath": "/users", "pagination": {"by": "Number"}});
@@ -192,7 +192,7 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
     ] {
         let status = run(&world, name, spec).await;
         assert_eq!(counts(&status), expected, "{name}: {:?}", ended(&status));
-        let addresses = std::mem::take(&mut upstream.books().addresses);
+        let addresses = std::mem::take(&mut upstream.state().addresses);
         assert_eq!(addresses.len(), requests, "{name}: {addresses:?}");
     }
     assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 25);
@@ -204,7 +204,7 @@ async fn pages_are_walked_by_number_by_cursor_and_by_link() {
 
 #[tokio::test]
 async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::with_people(25).await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::with_people(25).await, Upstream::start().await);
     let people = people(&world, &(0..30).collect::<Vec<_>>()).await;
     let (operator, _) = world.all(&ALLOWED);
     let mut deleting = linked(&upstream, &json!({"onMissing": "Delete"}));
@@ -214,7 +214,7 @@ async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
         ("elsewhere", other, "leads to another scheme, host or port than source.rest.endpoint"),
         ("broken", "<https://a.example/2; rel=next", "its header Link cannot be read"),
     ] {
-        upstream.books().instead.push_back(Instead::Link(link));
+        upstream.state().instead.push_back(Instead::Link(link));
         let status = run(&world, name, deleting.clone()).await;
         let [(reason, message)] = reasons(&status)[..] else { panic!("{:?}", reasons(&status)) };
         assert!(reason == "BadAnswer" && message.contains(why) && !message.contains("page=2"), "{reason}: {message}");
@@ -231,7 +231,7 @@ async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
 
 #[tokio::test]
 async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     secret(&world, "right", &[("token", "t-1")], "127.0.0.1").await;
     let (operator, _) = world.all(&ALLOWED);
@@ -250,29 +250,29 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
         ),
         ("long", Instead::Status(414, vec![]), "the keys of a batch make the address of a request too long"),
     ] {
-        upstream.books().instead.push_back(instead);
+        upstream.state().instead.push_back(instead);
         let status = run(&world, name, batch.clone()).await;
-        let (reason, told) = ended(&status);
-        assert!(reason == "InvalidSource" && told.starts_with(message), "{name}: {reason}: {told}");
+        let (reason, shown) = ended(&status);
+        assert!(reason == "InvalidSource" && shown.starts_with(message), "{name}: {reason}: {shown}");
     }
     assert_eq!((upstream.requests(), elsewhere.requests()), (4, 0));
 
-    upstream.books().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
-    upstream.books().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
+    upstream.state().instead.push_back(Instead::Body(r#"[{"id": 0, "na"#.to_owned()));
+    upstream.state().instead.push_back(Instead::Body(r#"{"users": []}"#.to_owned()));
     let status = run(&world, "cut", batch.clone()).await;
-    let told = [
+    let expected = [
         ("BadAnswer", "the source's answer cannot be used: it is no JSON"),
         ("BadAnswer", "the source's answer cannot be used: it has no list at source.rest.resultPath"),
     ];
-    assert_eq!((reasons(&status), counts(&status)), (told.to_vec(), (3, 0, 0)));
+    assert_eq!((reasons(&status), counts(&status)), (expected.to_vec(), (3, 0, 0)));
 
     for code in [429, 403] {
-        upstream.books().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));
+        upstream.state().instead.push_back(Instead::Status(code, vec![("retry-after", "1".to_owned())]));
         let status = run(&world, &format!("rests-{code}"), batch.clone()).await;
         assert_eq!((counts(&status), status.attempts), ((0, 3, 0), Some(0)));
     }
 
-    upstream.books().token = Some("t-1".to_owned());
+    upstream.state().token = Some("t-1".to_owned());
     let mut with_token = batch;
     with_token["source"]["tokenSecretRef"] = json!({"name": "right", "key": "token"});
     let status = run(&world, "let-in", with_token).await;
@@ -281,21 +281,21 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
 }
 
 #[tokio::test]
-async fn a_walk_by_links_goes_on_after_its_worker_was_killed() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(1000).await);
+async fn a_walk_by_links_resumes_after_its_worker_was_killed() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(1000).await);
     let people = people(&world, &[5000, 5001]).await;
     let status = without_its_worker(&world, &upstream, linked(&upstream, &json!({})), || {}).await;
     assert_eq!(people.count_documents(doc! {"profile.name": {"$exists": true}}).await.unwrap(), 1000);
     assert_eq!(people.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
-    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+    assert!(upstream.requests() < 130, "the walk started again: {} requests for 100 pages", upstream.requests());
 }
 
 #[tokio::test]
-async fn the_sample_and_the_guide_bring_what_the_server_has() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(3).await);
-    upstream.books().token = Some("glpat-1".to_owned());
+async fn the_sample_and_the_guide_fetch_what_the_server_has() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(3).await);
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let users = world.database.collection::<Document>("users");
     let (_operator, _) = world.all(&ALLOWED);

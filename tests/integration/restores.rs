@@ -1,4 +1,4 @@
-//! Redis goes back to an earlier time, loses everything, or is given the data of another installation.
+//! Redis is restored to an earlier state, loses all data, or gets the data of another installation.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,15 +26,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     control::{phase, reason},
-    operator::{apply_job, apply_schedule, finished, slow, under_way},
-    own::Redis,
+    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
     queue::claim_one,
-    support::{Servers, World, eventually, unique},
+    servers::Redis,
+    support::{Servers, TestEnv, eventually, unique},
 };
 
 const LEASE: Duration = Duration::from_secs(1);
 const ARGS: [&str; 4] = ["--lease-duration", "1s", "--resync-interval", "1s"];
-const GO_ON: Control<'static> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
+const CONTINUE: Control<'static> = Control { suspended: false, cancelled: None, priority: 0, approved: None };
 
 async fn own_redis() -> Redis {
     let redis = Redis::start(&[]);
@@ -42,12 +42,12 @@ async fn own_redis() -> Redis {
     redis
 }
 
-async fn patch(world: &World, name: &str, spec: serde_json::Value) {
+async fn patch(world: &TestEnv, name: &str, spec: serde_json::Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// A run that takes some seconds over a thousand documents, and stamps a field of its own.
+/// A spec of a run that takes some seconds for a thousand documents, and stamps this field.
 fn slow_on(field: &str) -> serde_json::Value {
     let mut spec = slow();
     spec["batchSize"] = json!(1);
@@ -56,7 +56,7 @@ fn slow_on(field: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_restored_redis_gives_no_run_before_it_is_confirmed() {
+async fn a_restored_redis_gives_no_run_before_the_assertion() {
     let mut redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     for uid in ["a", "b"] {
@@ -76,14 +76,14 @@ async fn a_restored_redis_gives_no_run_before_it_is_confirmed() {
     assert!(matches!(claimed, Err(Error::Unasserted)), "{claimed:?}");
     let now = queue.server().await.unwrap();
     assert!(!now.is_asserted && now.replication_id != before.replication_id);
-    assert!(!queue.confirm(&before.replication_id).await.unwrap(), "it was asserted on another server");
+    assert!(!queue.confirm(&before.replication_id).await.unwrap(), "the runs were asserted on another server");
     assert!(matches!(claim_one(&queue, "w").await, Err(Error::Unasserted)));
     assert!(queue.confirm(&now.replication_id).await.unwrap());
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "b");
 
     redis.ask::<()>("FLUSHALL").await;
     assert!(queue.enqueue(&NewRun::new("c", "{}")).await.unwrap());
-    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "c", "without any run there is none to assert");
+    assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().uid, "c", "a queue without runs needs no assertion");
 }
 
 fn at(seconds: i64) -> Timestamp {
@@ -91,7 +91,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 #[tokio::test]
-async fn what_redis_lost_of_a_run_is_asserted() {
+async fn data_of_a_run_that_redis_lost_is_asserted() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     assert!(queue.enqueue(&NewRun::new("a", "{}")).await.unwrap());
@@ -101,7 +101,7 @@ async fn what_redis_lost_of_a_run_is_asserted() {
         recoveries: 3,
         history: r#"[{"number":2}]"#,
         parked_for: Duration::from_secs(60),
-        ..KnownRun::new("a", GO_ON)
+        ..KnownRun::new("a", CONTINUE)
     };
     for _ in 0..2 {
         assert_eq!(queue.assert(std::slice::from_ref(&known), false).await.unwrap(), 1);
@@ -113,34 +113,34 @@ async fn what_redis_lost_of_a_run_is_asserted() {
     let older = KnownRun { attempts: 1, recoveries: 1, parked_for: Duration::ZERO, ..known.clone() };
     assert_eq!(queue.assert(&[older], false).await.unwrap(), 1);
     let run = queue.get("a").await.unwrap().unwrap();
-    assert_eq!((run.attempts, run.recoveries, run.parked_for), (2, 3, known.parked_for), "a status may be behind");
+    assert_eq!((run.attempts, run.recoveries, run.parked_for), (2, 3, known.parked_for), "a status may be old");
     let claimed = claim_one(&queue, "w").await.unwrap().unwrap();
     assert_eq!(claimed.entry.started, known.started);
     assert_eq!(
-        queue.assert(&[KnownRun::new("nothing", GO_ON)], true).await.unwrap(),
+        queue.assert(&[KnownRun::new("nothing", CONTINUE)], true).await.unwrap(),
         0,
         "it is not put into the queue"
     );
 }
 
-/// Each row: how Redis has the run, since when its SyncJob says it is put aside, what is wanted, and the seconds that it was
-/// put aside for afterwards, or that it still is.
+/// Each row has the suspension of the run in Redis, the suspension and the hold in its SyncJob, the desired state, and
+/// the hours for which the run was suspended afterwards. `None`: the run is still suspended.
 #[tokio::test]
-async fn a_restored_run_is_put_aside_as_its_job_says() {
+async fn a_restored_run_is_suspended_as_its_job_says() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let (now, hour) = (Timestamp::now(), SignedDuration::from_hours(1));
     let (one, two) = (now - hour, now - hour * 2);
-    let suspended = Control { suspended: true, ..GO_ON };
-    let approved = Control { approved: Some(9), ..GO_ON };
+    let suspended = Control { suspended: true, ..CONTINUE };
+    let approved = Control { approved: Some(9), ..CONTINUE };
     for (what, redis_since, since, held, control, hours) in [
-        ("resumed since", Some(two), None, None, GO_ON, Some(0)),
+        ("resumed since", Some(two), None, None, CONTINUE, Some(0)),
         ("suspended since", None, Some(one), None, suspended, None),
-        ("to be resumed", Some(two), Some(one), None, GO_ON, Some(1)),
-        ("not known to be suspended, to be resumed", None, Some(one), None, GO_ON, Some(1)),
-        ("held since", None, Some(one), Some(9), GO_ON, None),
+        ("to be resumed", Some(two), Some(one), None, CONTINUE, Some(1)),
+        ("not known to be suspended, to be resumed", None, Some(one), None, CONTINUE, Some(1)),
+        ("held since", None, Some(one), Some(9), CONTINUE, None),
         ("held since, and approved", None, Some(one), Some(9), approved, Some(1)),
-        ("as before", None, None, None, GO_ON, Some(0)),
+        ("as before", None, None, None, CONTINUE, Some(0)),
     ] {
         let run = NewRun { started: Some(two), suspended: redis_since, ..NewRun::new(what, "{}") };
         assert!(queue.enqueue(&run).await.unwrap());
@@ -154,16 +154,16 @@ async fn a_restored_run_is_put_aside_as_its_job_says() {
 }
 
 #[tokio::test]
-async fn time_before_the_start_is_not_time_put_aside() {
+async fn time_before_the_start_is_not_suspended_time() {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &unique("restore"), LEASE).unwrap();
     let long_ago = Some(at(1000));
     assert!(queue.enqueue(&NewRun { suspended: long_ago, ..NewRun::new("a", "{}") }).await.unwrap());
-    assert!(queue.control("a", GO_ON).await.unwrap());
+    assert!(queue.control("a", CONTINUE).await.unwrap());
     assert_eq!(claim_one(&queue, "w").await.unwrap().unwrap().entry.parked_for, Duration::ZERO);
 }
 
-/// A Redis that is full loses no run, and begins none.
+/// A full Redis loses no run, and starts none.
 #[tokio::test]
 async fn a_full_redis_keeps_its_runs_and_starts_none() {
     let redis = own_redis().await;
@@ -182,7 +182,7 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
     assert!(queue.enqueue(&NewRun::new("new", "{}")).await.is_err());
 
     let kept: Vec<_> = ["kept", "cancelled", "failed"].map(|uid| (uid.to_owned(), held[uid])).into();
-    let cancel = Control { cancelled: Some("{}"), ..GO_ON };
+    let cancel = Control { cancelled: Some("{}"), ..CONTINUE };
     assert!(queue.control("cancelled", cancel).await.unwrap());
     let until = Instant::now() + LEASE * 2;
     while Instant::now() < until {
@@ -209,11 +209,11 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
     assert!(claim_one(&queue, "w").await.unwrap().is_ok());
 }
 
-/// Redis goes back to a time before the claims of both runs, and the end of one of them.
+/// Redis is restored to a time before the claims of both runs and the end of one of them.
 #[tokio::test]
 async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let mut redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let (_operator, _) = world.all(&ARGS);
     for name in ["cancelled", "claimed"] {
@@ -225,7 +225,7 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let dump = redis.dump().await;
     for name in ["cancelled", "claimed"] {
         patch(&world, name, json!({"suspended": false})).await;
-        under_way(&world, name).await;
+        wait_until_running(&world, name).await;
     }
     patch(&world, "cancelled", json!({"cancelled": true})).await;
     let ended = finished(&world, "cancelled").await;
@@ -235,21 +235,21 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let done = finished(&world, "claimed").await;
     assert!(is_complete(&done), "{:?}", done.status);
     let start = done.status.unwrap().start_time.unwrap();
-    assert_eq!(Some(&start), before.start_time.as_ref(), "its start does not move");
+    assert_eq!(Some(&start), before.start_time.as_ref(), "the start does not change");
     let stamp = DateTime::from_millis(start.0.as_millisecond());
     assert_eq!(world.count(doc! {"claimed": stamp}).await, 1000);
     let stamped = world.count(doc! {"cancelled": {"$exists": true}}).await;
-    assert!(stamped < 1000, "it was cancelled before its end");
+    assert!(stamped < 1000, "the run was cancelled before its end");
     sleep(LEASE * 2).await;
-    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "it goes on after its end");
+    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "the run does not continue");
     assert_eq!(world.jobs().get("cancelled").await.unwrap().status, ended.status);
-    assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have it any more");
+    assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have the run any more");
 }
 
 #[tokio::test]
 async fn suspended_time_survives_a_loss_of_redis() {
     let redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let (_operator, _) = world.all(&ARGS);
     let mut spec = slow_on("lastSynced");
@@ -257,20 +257,20 @@ async fn suspended_time_survives_a_loss_of_redis() {
     spec["suspended"] = json!(true);
     let uid = apply_job(&world, "run", spec).await.uid().unwrap();
     phase(&world, "run", Phase::Suspended).await;
-    // As if it had started 61 minutes ago, and had been suspended a minute later.
+    // The run seems to have started 61 minutes ago, and to be suspended since a minute later.
     let ago = |minutes| (Timestamp::now() - SignedDuration::from_mins(minutes)).as_millisecond();
     let key = format!("{{sync:{}}}:run:{uid}", world.name);
     let started = ago(61);
     redis.ask::<()>(&format!("HSET {key} started {started} parked_at {}", ago(60))).await;
     patch(&world, "run", json!({"suspended": false})).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     let status = world.jobs().get("run").await.unwrap().status.unwrap();
     assert!(status.suspended_for.unwrap().parse().unwrap() >= Duration::from_hours(1));
     redis.ask::<()>("FLUSHALL").await;
     let job = finished(&world, "run").await;
     assert!(is_complete(&job), "{:?}", job.status);
     let status = job.status.unwrap();
-    assert_eq!(status.start_time.unwrap().0.as_millisecond(), started, "its start did not move");
+    assert_eq!(status.start_time.unwrap().0.as_millisecond(), started, "the start did not change");
 }
 
 /// The field that a run stamps.
@@ -278,20 +278,20 @@ fn field_of(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// A run that has ended in a storm.
-struct Watched {
+/// A run that has ended during the rounds of restores.
+struct EndedRun {
     ended: SyncJobStatus,
     at: Instant,
-    /// Its stamps were looked at, and removed.
+    /// Its stamps were checked and removed.
     is_cleared: bool,
 }
 
 struct Storm {
-    world: World,
+    world: TestEnv,
     redis: Redis,
     dumps: Vec<Vec<u8>>,
     random: StdRng,
-    watched: BTreeMap<String, Watched>,
+    watched: BTreeMap<String, EndedRun>,
     history: Vec<String>,
 }
 
@@ -311,20 +311,20 @@ impl Storm {
         fields
     }
 
-    /// Looks at all runs: one that has ended stays as it is, and stamps nothing more. True when all have ended.
-    async fn look(&mut self) -> bool {
+    /// Checks all runs: an ended run does not change, and stamps nothing more. True when all have ended.
+    async fn check_runs(&mut self) -> bool {
         let mut all_ended = true;
         for job in self.jobs().await {
             let name = job.name_any();
             if !is_finished(&job) {
-                assert!(!self.watched.contains_key(&name), "{name} was ended: {:?}", self.history);
+                assert!(!self.watched.contains_key(&name), "{name} had ended: {:?}", self.history);
                 all_ended = false;
                 continue;
             }
             let status = job.status.clone().unwrap();
             let watched = self.watched.entry(name.clone());
             let watched =
-                watched.or_insert_with(|| Watched { ended: status.clone(), at: Instant::now(), is_cleared: false });
+                watched.or_insert_with(|| EndedRun { ended: status.clone(), at: Instant::now(), is_cleared: false });
             assert_eq!(watched.ended, status, "{name} changed after its end: {:?}", self.history);
             if watched.is_cleared {
                 continue;
@@ -351,7 +351,7 @@ impl Storm {
         all_ended
     }
 
-    async fn disaster(&mut self, foreign: &[u8]) {
+    async fn inject_fault(&mut self, foreign: &[u8]) {
         let kind = self.random.random_range(0..10);
         let what = match kind {
             0..=4 => {
@@ -387,7 +387,7 @@ impl Storm {
             apply_job(&self.world, name, spec).await;
         }
         self.dumps.push(self.redis.dump().await);
-        let disasters = self.random.random_range(1..3);
+        let faults = self.random.random_range(1..3);
         for step in 0..8 {
             sleep(Duration::from_millis(self.random.random_range(100..500))).await;
             let name = names.choose(&mut self.random).unwrap().clone();
@@ -400,17 +400,17 @@ impl Storm {
                 1 => patch(&self.world, &name, json!({"suspended": self.random.random_bool(0.5)})).await,
                 _ => {}
             }
-            self.look().await;
+            self.check_runs().await;
             self.dumps.push(self.redis.dump().await);
-            if step % 4 == 3 && step / 4 < disasters {
-                self.disaster(foreign).await;
+            if step % 4 == 3 && step / 4 < faults {
+                self.inject_fault(foreign).await;
             }
         }
         for name in &names {
             patch(&self.world, name, json!({"suspended": false})).await;
         }
         let until = Instant::now() + Duration::from_secs(90);
-        while !self.look().await {
+        while !self.check_runs().await {
             assert!(Instant::now() < until, "runs do not end: {:?}", self.history);
             sleep_until(Instant::now() + Duration::from_millis(300)).await;
         }
@@ -419,7 +419,7 @@ impl Storm {
             assert!(cancelled.contains(&name), "{name} failed: {:?} {:?}", job.status, self.history);
             assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"), "{name}");
         }
-        // Only some dumps of rounds before are kept.
+        // Only some dumps of earlier rounds are kept.
         while self.dumps.len() > 30 {
             let at = self.random.random_range(0..self.dumps.len());
             self.dumps.remove(at);
@@ -428,7 +428,7 @@ impl Storm {
 }
 
 /// The data of another installation, with a run that would stamp the documents of this one.
-async fn foreign_dump(world: &World) -> Vec<u8> {
+async fn foreign_dump(world: &TestEnv) -> Vec<u8> {
     let redis = own_redis().await;
     let queue = Queue::new(&redis.url(), &world.name, LEASE).unwrap();
     for (uid, namespace) in [("foreign-1", "elsewhere"), ("foreign-2", world.name.as_str())] {
@@ -440,8 +440,8 @@ async fn foreign_dump(world: &World) -> Vec<u8> {
     redis.dump().await
 }
 
-/// Random runs whose Redis is put back, killed, flushed, and given the data of another installation. `ROUNDS` and `SEED` choose how
-/// many and which.
+/// Random runs whose Redis is restored, killed, flushed, and given the data of another installation. `ROUNDS` and
+/// `SEED` determine their number and the faults.
 #[tokio::test]
 async fn restore_storms_run_nothing_twice() {
     let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
@@ -449,7 +449,7 @@ async fn restore_storms_run_nothing_twice() {
         (number("ROUNDS").unwrap_or(5), number("SEED").unwrap_or_else(rand::random::<u64>) % 1_000_000);
     eprintln!("{rounds} rounds of restores, SEED={seed}");
     let redis = own_redis().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     world.seed(1000, 0).await;
     let foreign = foreign_dump(&world).await;
     let (_operator, _) = world.all(&ARGS);
@@ -463,7 +463,7 @@ async fn restore_storms_run_nothing_twice() {
     }
 }
 
-/// What an export of an object has, without its status.
+/// A SyncJob as in an export, without its status.
 fn exported(job: &SyncJob) -> SyncJob {
     let mut job = SyncJob { status: None, ..job.clone() };
     let metadata = std::mem::take(&mut job.metadata);
@@ -475,7 +475,7 @@ fn exported(job: &SyncJob) -> SyncJob {
 
 #[tokio::test]
 async fn a_restored_export_executes_no_slot_that_is_over() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&ARGS);
     apply_schedule(&world, "users", json!({"interval": "24h", "startingDeadline": "1s", "immediate": true})).await;
@@ -486,7 +486,7 @@ async fn a_restored_export_executes_no_slot_that_is_over() {
     .await;
     world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
     world.jobs().delete(&run.name_any(), &DeleteParams::default()).await.ok();
-    eventually("the objects are gone", async || {
+    eventually("the objects are deleted", async || {
         world.jobs().get_opt(&run.name_any()).await.unwrap().is_none().then_some(())
     })
     .await;
@@ -504,7 +504,7 @@ async fn a_restored_export_executes_no_slot_that_is_over() {
     assert_eq!(stamped().await, 10);
 }
 
-/// How long it takes to assert 10,000 runs.
+/// Measures the assertion of 10,000 runs.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn ten_thousand_runs_are_asserted() {
@@ -517,7 +517,7 @@ async fn ten_thousand_runs_are_asserted() {
         queue.enqueue(&NewRun::new(uid, &payload)).await.unwrap();
     }
     let known =
-        |started| uids.iter().map(move |uid| KnownRun { started, ..KnownRun::new(uid, GO_ON) }).collect::<Vec<_>>();
+        |started| uids.iter().map(move |uid| KnownRun { started, ..KnownRun::new(uid, CONTINUE) }).collect::<Vec<_>>();
     for (what, started, is_restored) in [
         ("nothing to change", None, false),
         ("each run's start to restore", Some(at(1000)), true),

@@ -1,4 +1,4 @@
-//! Runs that put back what they have written when they fail.
+//! Runs that restore the documents that they have changed when they fail.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use tokio::select;
 
 use crate::{
     control::phase,
-    crashes::{Wire, leading_behind},
-    operator::{apply_job, finished, told},
+    crashes::{RequestLimit, start_leader_behind},
+    operator::{apply_job, finished, wait_for_events},
     sources::{ALLOWED, counts, ended, failures, with},
-    support::{World, confirmed, eventually},
+    support::{TestEnv, confirmed, eventually},
     upstream::{Instead, Peculiar, Upstream},
 };
 
-/// A run that fails when the first document does, and that also takes fields away.
+/// A spec of a run that fails with its first failed document, and that also removes fields.
 fn failing(upstream: &Upstream, source: &Value) -> Value {
     let mut spec = with(upstream, source);
     spec["batchSize"] = json!(5);
@@ -36,7 +36,7 @@ fn failing(upstream: &Upstream, source: &Value) -> Value {
     spec
 }
 
-/// What the pages of a source have: with documents that are made, and some that are removed.
+/// A source with pages that inserts some documents and removes some.
 fn paged() -> Value {
     json!({
         "query": "query ($first: Int!, $after: String) { people(first: $first, after: $after) { nodes { id name createdAt } pageInfo { hasNextPage endCursor } } }",
@@ -51,13 +51,13 @@ fn paged() -> Value {
 }
 
 /// Makes the run of pages fail after it has marked some documents: MongoDB refuses the mark of this one.
-async fn refuse_mark(world: &World, id: i32) {
+async fn refuse_mark(world: &TestEnv, id: i32) {
     let rule = doc! {"$nor": [{"_id": id, "missingSince": {"$exists": true}}]};
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
 }
 
-/// Users as no schema would have them.
-async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
+/// Inserts users with unusual fields and types.
+async fn seed(world: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<Document>("users");
     let listed = confirmed(&world.name, "people");
     let odd = |id: i32| match id % 4 {
@@ -72,33 +72,33 @@ async fn seed(world: &World, count: i32) -> Vec<RawDocumentBuf> {
     all(world).await
 }
 
-async fn all(world: &World) -> Vec<RawDocumentBuf> {
+async fn all(world: &TestEnv) -> Vec<RawDocumentBuf> {
     let users = world.database.collection::<RawDocumentBuf>("users");
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
 
-/// Answers only so many requests within a minute.
+/// Answers this number of requests, and delays further ones for a minute.
 fn stall_after(upstream: &Upstream, requests: usize) {
     upstream.decide(move |number| (number > requests).then_some(Instead::Silence(Duration::from_secs(60))));
 }
 
-async fn journals(world: &World) -> Vec<String> {
+async fn journals(world: &TestEnv) -> Vec<String> {
     let names = world.database.list_collection_names().await.unwrap();
     names.into_iter().filter(|name| name.starts_with("sync_journal.")).collect()
 }
 
-async fn patch(world: &World, name: &str, spec: Value) {
+async fn patch(world: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
     world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-fn put_back(status: &SyncJobStatus) -> Option<i64> {
+fn restored_documents(status: &SyncJobStatus) -> Option<i64> {
     status.counts.unwrap().rolled_back
 }
 
 #[tokio::test]
 async fn a_failed_run_leaves_every_document_as_it_was() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(30).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(30).await);
     let before = seed(&world, 40).await;
     refuse_mark(&world, 34).await;
     let (_operator, _) = world.all(&ALLOWED);
@@ -106,25 +106,25 @@ async fn a_failed_run_leaves_every_document_as_it_was() {
         [("batches", json!({}), 39, ("17", "SourceError")), ("pages", paged(), 34, ("34", "ValidationFailed"))]
     {
         let broken = (name == "batches").then(|| ("17".to_owned(), Peculiar::Broken));
-        upstream.books().users = broken.into_iter().collect();
+        upstream.state().users = broken.into_iter().collect();
         apply_job(&world, name, failing(&upstream, &source)).await;
         let status = finished(&world, name).await.status.unwrap();
         let (reason, message) = ended(&status);
-        assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
+        assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
         assert!(message.ends_with(&format!("; {written} documents were restored")), "{message}");
         assert_eq!(failures(&status), [failed]);
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
         assert!(all(&world).await == before, "{name}");
         assert_eq!(journals(&world).await, [""; 0]);
-        told(&world, name, &["RunFailed"]).await;
+        wait_for_events(&world, name, &["RunFailed"]).await;
     }
 }
 
 #[tokio::test]
 async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
-    let (world, upstream) = (World::new().await, Upstream::with_people(50).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(50).await);
     seed(&world, 40).await;
-    // Left behind: of a run that nobody knows, once for a moment and once for long.
+    // Journals of an unknown run: a recent one and an old one.
     for (uid, opened) in [("recent", DateTime::now()), ("old", DateTime::from_millis(0))] {
         let journal = world.database.collection::<Document>(&format!("sync_journal.{uid}"));
         journal.insert_one(doc! {"_id": bson::Bson::MinKey, "opened": opened}).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
     let (_operator, _) = world.all(&ALLOWED);
     apply_job(&world, "all", failing(&upstream, &paged())).await;
     let status = finished(&world, "all").await.status.unwrap();
-    assert_eq!((counts(&status), put_back(&status)), ((50, 0, 0), None), "{status:?}");
+    assert_eq!((counts(&status), restored_documents(&status)), ((50, 0, 0), None), "{status:?}");
     assert_eq!(world.count(doc! {"origin": "gitlab", "padding": {"$exists": false}}).await, 50);
     eventually("the journal is dropped", async || (journals(&world).await == ["sync_journal.recent"]).then_some(()))
         .await;
@@ -140,7 +140,7 @@ async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
 
 #[tokio::test]
 async fn a_cancelled_run_is_rolled_back_except_later_changes() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);
     let (_operator, _) = world.all(&ALLOWED);
@@ -155,9 +155,9 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 
     patch(&world, "users", json!({"cancelled": true})).await;
     let status = finished(&world, "users").await.status.unwrap();
-    assert_eq!((ended(&status).0, put_back(&status)), ("Cancelled", Some(19)));
+    assert_eq!((ended(&status).0, restored_documents(&status)), ("Cancelled", Some(19)));
     let after = all(&world).await;
-    assert!(after[2..] == before[3..], "nobody has touched these");
+    assert!(after[2..] == before[3..], "no other client has changed these");
     let mut first: Document = (&*before[0]).try_into().unwrap();
     first.insert("mine", 1);
     first.get_document_mut("profile").unwrap().insert("age", 99);
@@ -168,11 +168,11 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 }
 
 #[tokio::test]
-async fn what_mongodb_does_not_take_back_is_told_and_kept() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn documents_that_cannot_be_restored_are_reported_and_kept() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     seed(&world, 40).await;
-    upstream.books().users.insert("17".to_owned(), Peculiar::Gone);
-    // One that could not be made any more as it is.
+    upstream.state().users.insert("17".to_owned(), Peculiar::Gone);
+    // The previous content of document 8 does not pass the new validator.
     let rule = doc! {"$or": [{"_id": {"$ne": 8}}, {"origin": "gitlab"}]};
     world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
     let (_operator, _) = world.all(&ALLOWED);
@@ -180,11 +180,11 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
     let status = finished(&world, "users").await.status.unwrap();
     let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
     let (reason, message) = ended(&status);
-    assert_eq!((reason, put_back(&status)), ("TooManyFailed", Some(38)), "{message}");
-    let told = format!(
+    assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(38)), "{message}");
+    let expected = format!(
         "; 38 documents were restored, 1 could not be restored: {journal} has their former values for 30 days"
     );
-    assert!(message.ends_with(&told), "{message}");
+    assert!(message.ends_with(&expected), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);
     assert_eq!(world.count(doc! {"origin": "gitlab"}).await, 1);
     let entries = world.database.collection::<Document>(&journal);
@@ -193,8 +193,8 @@ async fn what_mongodb_does_not_take_back_is_told_and_kept() {
 }
 
 #[tokio::test]
-async fn a_rollback_goes_on_after_redis_lost_the_run() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_rollback_continues_after_redis_lost_the_run() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let before = seed(&world, 40).await;
     stall_after(&upstream, 4);
     let (mut operator, _) = world.all(&ALLOWED);
@@ -212,7 +212,7 @@ async fn a_rollback_goes_on_after_redis_lost_the_run() {
     assert_eq!(journals(&world).await, [""; 0]);
 }
 
-async fn target(world: &World, epoch: u64) -> TargetCollection {
+async fn target(world: &TestEnv, epoch: u64) -> TargetCollection {
     let spec = json!({
         "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
         "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
@@ -228,7 +228,7 @@ async fn target(world: &World, epoch: u64) -> TargetCollection {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let before = seed(&world, 20).await;
     let (lost, newer) = (target(&world, 1).await, target(&world, 2).await);
     lost.open_journal().await.unwrap();
@@ -255,7 +255,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     .await;
     let waits = doc! {"aggregate": 1, "cursor": {}, "pipeline": [
     {"$currentOp": {}}, {"$match": {"command.dropIndexes": "sync_journal.run", "command.$db": world.name.as_str(), "waitingForLock": true}}]};
-    eventually("it waits for the transaction", async || {
+    eventually("the rollback waits for the transaction", async || {
         let answer = world.database.client().database("admin").run_command(waits.clone()).await.unwrap();
         (!answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap().is_empty()).then_some(())
     })
@@ -274,45 +274,45 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     assert_eq!(newer.put_back(Some(&put_back.last)).await.unwrap(), None);
     assert_eq!(world.count(doc! {"name": "new"}).await, 0);
     newer.drop_journal().await.unwrap();
-    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "nor after it has ended");
+    assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "also after the rollback");
     assert_eq!(all(&world).await.len(), before.len());
 }
 
 const USERS: i32 = 20;
-/// Rounds at a time: most of each is waiting for leases to end.
+/// Concurrent rounds. A round waits most of its time for the end of leases.
 const SIDE_BY_SIDE: usize = 8;
 
-/// Kills the operator after a number of requests, lets another one go on, and returns how many there were.
+/// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
-    let (world, upstream) = (World::new().await, Upstream::with_people(15).await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
     let before = seed(&world, USERS).await;
     refuse_mark(&world, 18).await;
-    let wire = Wire::new();
+    let limit = RequestLimit::new();
     let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
-    let mut first = leading_behind(&wire, &world, &args).await;
+    let mut first = start_leader_behind(&limit, &world, &args).await;
 
-    wire.allow(requests);
+    limit.allow(requests);
     apply_job(&world, "users", failing(&upstream, &paged())).await;
     let used = select! {
-        () = wire.cut.notified() => requests,
-        _ = finished(&world, "users") => wire.passed(requests),
+        () = limit.cut.notified() => requests,
+        _ = finished(&world, "users") => limit.passed(requests),
     };
     first.kill();
 
     let (_second, _) = world.all(&args);
     let status = finished(&world, "users").await.status.unwrap();
     let at = format!("killed after {used} requests");
-    assert_eq!((ended(&status).0, put_back(&status)), ("TooManyFailed", Some(16)), "{at}");
+    assert_eq!((ended(&status).0, restored_documents(&status)), ("TooManyFailed", Some(16)), "{at}");
     assert!(all(&world).await == before, "{at}");
     assert_eq!(journals(&world).await, [""; 0], "{at}");
     world.database.drop().await.unwrap();
     used
 }
 
-/// `KILL_EVERY=1` kills after each request, as opposed to each sixth one.
+/// The kill is after each sixth request, or with `KILL_EVERY=1` after each one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_and_rolled_back_run_leaves_documents_unchanged() {
-    let all = round(Wire::OPEN).await;
+    let all = round(RequestLimit::OPEN).await;
     assert!(all > 20, "only {all} requests were seen");
     eprintln!("{all} requests");
     let step = std::env::var("KILL_EVERY").map_or(6, |every| every.parse().unwrap());

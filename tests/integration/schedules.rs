@@ -1,5 +1,5 @@
-//! SyncSchedules beyond the plain interval: overlap, triggers, cron, edits, mistakes, and clocks that are set. What is
-//! asked of the decision alone is in the tables beside `src/domain/schedule.rs`.
+//! SyncSchedules: concurrency, triggers, cron, edits, mistakes, and clocks that are set. The tests of the decision
+//! alone are the tables in `src/domain/schedule/tests`.
 
 use std::{collections::HashSet, fs, path::Path, process::Command, time::Duration};
 
@@ -21,54 +21,54 @@ use tokio::time::sleep;
 
 use crate::{
     control::reason,
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, told},
-    support::{Servers, World, eventually},
+    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
+    support::{Servers, TestEnv, eventually},
 };
 
 const USERS: i32 = 20_000;
 
-async fn jobs(world: &World) -> Vec<SyncJob> {
+async fn jobs(world: &TestEnv) -> Vec<SyncJob> {
     let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
     jobs.sort_by_key(ResourceExt::creation_timestamp);
     jobs
 }
 
-async fn status(world: &World, name: &str) -> Option<SyncScheduleStatus> {
+async fn status(world: &TestEnv, name: &str) -> Option<SyncScheduleStatus> {
     world.schedules().get(name).await.ok()?.status
 }
 
-async fn until<T>(world: &World, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
+async fn until<T>(world: &TestEnv, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
     eventually(what, async || found(&status(world, "users").await?)).await
 }
 
-async fn patch(world: &World, patch: Value) {
+async fn patch(world: &TestEnv, patch: Value) {
     world.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
 }
 
-async fn trigger(world: &World, token: &str) {
+async fn trigger(world: &TestEnv, token: &str) {
     patch(world, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
-/// Waits until the SyncJob of a run in the books is there.
-async fn under_way(world: &World) -> SyncJob {
-    let name = until(world, "a run is in the books", |status| Some(status.active.first()?.name.clone())).await;
-    eventually("its SyncJob is made", async || world.jobs().get(&name).await.ok()).await
+/// Waits until a run is active and its SyncJob exists.
+async fn wait_for_active_run(world: &TestEnv) -> SyncJob {
+    let name = until(world, "a run is active", |status| Some(status.active.first()?.name.clone())).await;
+    eventually("the SyncJob is created", async || world.jobs().get(&name).await.ok()).await
 }
 
 #[tokio::test]
-async fn allow_runs_side_by_side() {
-    let world = World::new().await;
+async fn allow_runs_slots_concurrently() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    until(&world, "two runs at a time", |status| (status.active.len() >= 2).then_some(())).await;
+    until(&world, "two concurrent runs", |status| (status.active.len() >= 2).then_some(())).await;
     assert_eq!(status(&world, "users").await.unwrap().last_skip, None);
 }
 
 #[tokio::test]
-async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
-    let world = World::new().await;
+async fn forbid_skips_slots_during_a_run_and_sends_an_event() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": "1s", "jobTemplate": {"spec": slow()}})).await;
@@ -76,12 +76,12 @@ async fn forbid_skips_slots_while_a_run_is_under_way_and_tells() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.active.len(), status.last_skip.unwrap().reason.as_str()), (1, "Active"));
     assert_eq!(jobs(&world).await.len(), 1);
-    told(&world, "users", &["RunSkipped"]).await;
+    wait_for_events(&world, "users", &["RunSkipped"]).await;
 }
 
 #[tokio::test]
 async fn replace_cancels_the_active_run_and_starts_after_its_end() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "4s", "concurrencyPolicy": "Replace", "jobTemplate": {"spec": slow()}});
@@ -96,21 +96,21 @@ async fn replace_cancels_the_active_run_and_starts_after_its_end() {
         assert_eq!(reason(&pair[0], "Failed").as_deref(), Some("Replaced"));
         assert_eq!(pair[0].annotations()["sync.codex.dev/replaced-by"], pair[1].name_any());
         if let Some(start) = pair[1].status.as_ref().and_then(|status| status.start_time.clone()) {
-            // The end is told in whole seconds.
+            // The end time has whole seconds.
             let ended = earlier.completion_time.as_ref().unwrap().0;
             assert!(start.0 >= ended, "{} started at {} and ended at {ended}", pair[1].name_any(), start.0);
         }
     }
-    told(&world, "users", &["RunReplaced"]).await;
+    wait_for_events(&world, "users", &["RunReplaced"]).await;
 }
 
 #[tokio::test]
 async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(100, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60), "suspended": true})).await;
-    until(&world, "it is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
+    until(&world, "the schedule is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
 
     trigger(&world, "first").await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
@@ -131,12 +131,12 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
 }
 
 #[tokio::test]
-async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
-    let world = World::new().await;
+async fn a_trigger_waits_for_the_active_run_and_is_not_lost() {
+    let world = TestEnv::new().await;
     world.seed(2_000, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    until(&world, "the first run is under way", |status| (status.active.len() == 1).then_some(())).await;
+    until(&world, "the first run is active", |status| (status.active.len() == 1).then_some(())).await;
     trigger(&world, "now").await;
     until(&world, "both runs succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
     let jobs = jobs(&world).await;
@@ -146,11 +146,11 @@ async fn a_trigger_waits_for_the_run_under_way_and_is_not_lost() {
 
 #[tokio::test]
 async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, port) = world.all(&[]);
     apply_schedule(&world, "users", json!({"schedule": "* * * * *", "timeZone": "Asia/Kathmandu"})).await;
-    let next = until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    let next = until(&world, "the schedule has a next slot", |status| status.next_schedule_time.clone()).await;
     assert!(next.0 <= Timestamp::now() + 60.seconds() && next.0.as_second() % 60 == 0);
     until(&world, "a run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
     let status = status(&world, "users").await.unwrap();
@@ -158,17 +158,17 @@ async fn a_cron_schedule_runs_at_full_minutes_of_its_time_zone() {
     assert_eq!(status.last_schedule_time, Some(next.clone()));
     assert_eq!(jobs(&world).await[0].name_any(), format!("users-{}", next.0.as_second()));
     let body: Value = serde_json::from_str(&get(port, "/jobs/status").await.unwrap().1).unwrap();
-    let told = (&body["repeatable"][0]["cron"], &body["repeatable"][0]["tz"]);
-    assert_eq!(told, (&json!("* * * * *"), &json!("Asia/Kathmandu")));
+    let shown = (&body["repeatable"][0]["cron"], &body["repeatable"][0]["tz"]);
+    assert_eq!(shown, (&json!("* * * * *"), &json!("Asia/Kathmandu")));
 }
 
 #[tokio::test]
 async fn a_changed_schedule_starts_no_slot_of_the_past() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
-    until(&world, "it is scheduled", |status| status.next_schedule_time.clone()).await;
+    until(&world, "the schedule has a next slot", |status| status.next_schedule_time.clone()).await;
     sleep(Duration::from_secs(3)).await;
     let changed = Timestamp::now().as_second();
     patch(&world, json!({"spec": {"interval": "2s"}})).await;
@@ -182,7 +182,7 @@ async fn a_changed_schedule_starts_no_slot_of_the_past() {
 
 #[tokio::test]
 async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     for (mistake, named) in [
@@ -201,13 +201,13 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
         assert!(message.contains(named), "{message}");
         let before = world.schedules().get("users").await.unwrap().resource_version();
         sleep(Duration::from_millis(300)).await;
-        assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "nothing is tried again");
+        assert_eq!(world.schedules().get("users").await.unwrap().resource_version(), before, "it does not change");
         patch(&world, json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
         until(&world, "it runs", |status| {
             (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
         })
         .await;
-        told(&world, "users", &["InvalidSchedule"]).await;
+        wait_for_events(&world, "users", &["InvalidSchedule"]).await;
         world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
         eventually("it is gone", async || world.schedules().get_opt("users").await.unwrap().is_none().then_some(()))
             .await;
@@ -215,8 +215,8 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
 }
 
 #[tokio::test]
-async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
-    let world = World::new().await;
+async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let template = |filter: Value| json!({"spec": {"target": {"filter": filter}}});
@@ -227,7 +227,7 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
             (is_true(&status.conditions, "Stalled") && status.consecutive_failures == failures).then(|| status.clone())
         }
     };
-    let status = until(&world, "it is stalled", stalled(2)).await;
+    let status = until(&world, "the schedule is stalled", stalled(2)).await;
     let condition = find(&status.conditions, "Stalled").unwrap();
     assert_eq!(condition.reason, "FailureThresholdExceeded");
     assert!(condition.message.contains("InvalidTarget"), "{}", condition.message);
@@ -237,8 +237,8 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
     until(&world, "the triggered run failed, too", stalled(3)).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(jobs(&world).await.len(), 3, "no slot was started");
-    assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the user's");
-    told(&world, "users", &["ScheduleStalled"]).await;
+    assert_eq!(world.schedules().get("users").await.unwrap().metadata.generation, Some(1), "the spec is the same");
+    wait_for_events(&world, "users", &["ScheduleStalled"]).await;
     let of_reason = |event: &k8s_openapi::api::events::v1::Event| event.reason.as_deref() == Some("ScheduleStalled");
     assert_eq!(events(&world).await.iter().filter(|event| of_reason(event)).count(), 1);
 
@@ -251,8 +251,8 @@ async fn failures_in_a_row_stall_a_schedule_until_it_is_mended() {
 }
 
 #[tokio::test]
-async fn two_sources_of_one_field_are_told_of_each_other() {
-    let world = World::new().await;
+async fn two_sources_of_one_field_are_reported() {
+    let world = TestEnv::new().await;
     let (_operator, _) = world.all(&[]);
     let schedule = |fields: &[&str]| {
         let mapping: Vec<_> = fields.iter().map(|field| json!({"from": "/name", "to": field})).collect();
@@ -282,15 +282,15 @@ async fn two_sources_of_one_field_are_told_of_each_other() {
 }
 
 #[tokio::test]
-async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
-    let world = World::new().await;
+async fn a_deleted_run_is_removed_from_active_and_the_next_slot_runs() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     let spec = json!({"interval": "1s", "jobTemplate": {"spec": slow()}});
     apply_schedule(&world, "users", spec).await;
-    let name = under_way(&world).await.name_any();
+    let name = wait_for_active_run(&world).await.name_any();
     world.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
-    until(&world, "another run is under way", |status| {
+    until(&world, "another run is active", |status| {
         status.active.first().filter(|run| run.name != name).map(|_| ())
     })
     .await;
@@ -298,36 +298,36 @@ async fn a_deleted_run_leaves_the_books_and_the_next_slot_is_run() {
 
 #[tokio::test]
 async fn a_run_deleted_right_after_it_was_made_is_not_made_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    let job = eventually("a SyncJob is made", async || jobs(&world).await.pop()).await;
+    let job = eventually("a SyncJob is created", async || jobs(&world).await.pop()).await;
     let created = job.creation_timestamp().unwrap().0;
     world.jobs().delete(&job.name_any(), &DeleteParams::default()).await.unwrap();
     assert!(Timestamp::now() < created + 2.seconds(), "the machine is too slow to show it");
-    let runs = until(&world, "it left the books", |status| status.active.is_empty().then_some(status.runs)).await;
+    let runs = until(&world, "no run is active", |status| status.active.is_empty().then_some(status.runs)).await;
     assert_eq!((runs.total, runs.succeeded, runs.failed), (1, 0, 0));
     assert!(jobs(&world).await.is_empty());
 }
 
 #[tokio::test]
-async fn a_run_that_is_not_in_the_books_is_found_there_again() {
-    let world = World::new().await;
+async fn a_run_that_is_missing_in_active_is_added_again() {
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let (_operator, _) = world.all(&[]);
     apply_once(&world, "users", slow()).await;
-    let run = under_way(&world).await;
-    // As after a restore from a backup, which has no status.
+    let run = wait_for_active_run(&world).await;
+    // A restore from a backup has no status.
     let lost = Patch::Merge(json!({"status": null}));
     world.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
-    let found = until(&world, "it is in the books", |status| status.active.first().cloned()).await;
+    let found = until(&world, "the run is active", |status| status.active.first().cloned()).await;
     assert_eq!((found.name, found.uid), (run.name_any(), run.uid()));
 }
 
 #[tokio::test]
 async fn a_slot_is_skipped_when_a_foreign_job_has_its_name() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     apply_once(&world, "users", json!({})).await;
     let created = world.schedules().get("users").await.unwrap().creation_timestamp().unwrap();
@@ -340,7 +340,7 @@ async fn a_slot_is_skipped_when_a_foreign_job_has_its_name() {
     let status = status(&world, "users").await.unwrap();
     assert_eq!((status.runs.total, status.runs.skipped, status.active.len()), (0, 1, 0));
     assert_eq!(world.jobs().get(&name).await.unwrap().spec.priority, 7);
-    told(&world, "users", &["NameCollision"]).await;
+    wait_for_events(&world, "users", &["NameCollision"]).await;
 }
 
 /// An interval whose newest slot is 1 to 60 minutes ago.
@@ -352,13 +352,13 @@ fn missed() -> String {
 
 #[tokio::test]
 async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let before = Timestamp::now() - 3.hours();
     for (name, deadline) in [("short", "30s"), ("long", "61m")] {
         let interval = missed();
         apply_schedule(&world, name, json!({"interval": interval, "startingDeadline": deadline})).await;
-        // As a controller left it that was stopped three hours ago.
+        // The status of a schedule whose controller was stopped three hours ago.
         let left = json!({"status": {"slotsSince": before, "schedule": interval, "runs": {}}});
         world.schedules().patch_status(name, &PatchParams::default(), &Patch::Merge(left)).await.unwrap();
     }
@@ -374,14 +374,14 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
     assert_eq!((long.runs.total, long.last_skip.unwrap().reason.as_str()), (1, "CatchUp"), "older slots");
     assert_eq!((short.runs.total, short.last_skip.unwrap().reason.as_str()), (0, "Deadline"));
     assert_eq!(short.runs.skipped, long.runs.skipped + 1);
-    told(&world, "short", &["RunSkipped"]).await;
+    wait_for_events(&world, "short", &["RunSkipped"]).await;
     let names: Vec<_> = jobs(&world).await.iter().map(ResourceExt::name_any).collect();
     assert_eq!(names, [format!("long-{}", long.last_schedule_time.unwrap().0.as_second())]);
 }
 
 #[tokio::test]
 async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (_operator, _) = world.all(&[]);
     let template = json!({"spec": {"target": {"database": "not-allowed"}}});
@@ -389,7 +389,7 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
         .await;
     until(&world, "four runs failed", |status| (status.runs.failed >= 4).then_some(())).await;
     patch(&world, json!({"spec": {"suspended": true}})).await;
-    eventually("two are kept", async || {
+    eventually("two runs are kept", async || {
         let idle = status(&world, "users").await?.active.is_empty();
         (idle && jobs(&world).await.len() == 2).then_some(())
     })
@@ -403,18 +403,18 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
     assert_eq!(kept, newest.into_iter().collect());
 }
 
-/// Runs a program on the world's cluster and namespace, and returns whether it succeeded and what it said.
-async fn run(world: &World, program: &str, args: &[&str]) -> (bool, String) {
+/// Runs a program on the cluster and the namespace of the test. Returns whether it succeeded, and its output.
+async fn run(world: &TestEnv, program: &str, args: &[&str]) -> (bool, String) {
     let mut command = Command::new(program);
     command.args(["--kubeconfig", &world.servers.kubeconfig, "--namespace", &world.name]).args(args);
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
 #[tokio::test]
 async fn kubectl_waits_for_a_schedule() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     for (name, spec) in [
         ("good", json!({"interval": quiet_interval(60)})),
@@ -427,31 +427,31 @@ async fn kubectl_waits_for_a_schedule() {
         let (what, object) = (format!("--for=condition={what}"), format!("syncschedule/{name}"));
         run(&world, "kubectl", &["wait", &what, &object, "--timeout", limit]).await
     };
-    let (ready, told) = wait("Ready", "good", "1s").await;
-    assert!(!ready, "no operator looked at it: {told}");
-    // Without that, kstatus would take it for ready.
+    let (ready, output) = wait("Ready", "good", "1s").await;
+    assert!(!ready, "no operator reconciled it: {output}");
+    // Without this condition, kstatus would consider it ready.
     let unseen = status(&world, "good").await.unwrap();
     assert_eq!(find(&unseen.conditions, "Ready").map(|ready| ready.status.as_str()), Some("Unknown"));
     let (_operator, _) = world.all(&[]);
     for (what, name) in [("Ready", "good"), ("Ready", "suspended"), ("Suspended", "suspended"), ("Stalled", "bad")] {
-        let (holds, told) = wait(what, name, "60s").await;
-        assert!(holds, "{what} {name}: {told}");
+        let (holds, output) = wait(what, name, "60s").await;
+        assert!(holds, "{what} {name}: {output}");
     }
-    let (ready, told) = wait("Ready", "bad", "1s").await;
-    assert!(!ready, "{told}");
+    let (ready, output) = wait("Ready", "bad", "1s").await;
+    assert!(!ready, "{output}");
 }
 
-/// Kubernetes' own test of this kind restarts the CronJob controller at random.
+/// Kubernetes has a similar test, which restarts the CronJob controller at random.
 #[tokio::test]
 async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "successfulJobsHistoryLimit": 1000});
     let schedule = apply_schedule(&world, "users", spec).await;
     for life in 0..5 {
         let before = status(&world, "users").await.map_or(0, |status| status.runs.total);
         let mut operator = world.operator("controller", &[]);
-        until(&world, "it makes runs", |status| (status.runs.total > before).then_some(())).await;
+        until(&world, "the controllers create runs", |status| (status.runs.total > before).then_some(())).await;
         sleep(Duration::from_millis(rand::random_range(0..1500))).await;
         if life % 2 == 0 {
             operator.kill();
@@ -461,7 +461,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
     }
     let _operator = world.operator("controller", &[]);
     patch(&world, json!({"spec": {"suspended": true}})).await;
-    let status = until(&world, "all have ended", |status| {
+    let status = until(&world, "all runs have ended", |status| {
         (status.active.is_empty() && status.next_schedule_time.is_none()).then(|| status.clone())
     })
     .await;
@@ -474,8 +474,8 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
 
 /// Scenario 17 of the fault list: the clock of the controller's machine is set.
 #[tokio::test]
-async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
-    let world = World::new().await;
+async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let offset = std::env::temp_dir().join(format!("{}.clock", world.name));
     let set = |to: &str| {
@@ -488,16 +488,16 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
     apply_schedule(&world, "users", json!({"interval": interval, "immediate": true})).await;
     until(&world, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
 
-    // The API server's clock is right, so that of the controller does not count.
+    // The clock of the API server is right, so the clock of the controller is ignored.
     for (steps, to, token) in [(1, "+86400", "a day ahead"), (2, "+0", "right")] {
         set(to);
-        eventually("the step was noticed", async || {
+        eventually("the change of the clock was noticed", async || {
             (operator.log().matches("the clock was set").count() >= steps).then_some(())
         })
         .await;
         trigger(&world, token).await;
         let done = 1 + steps as i64;
-        until(&world, "it still answers", |status| (status.runs.succeeded == done).then_some(())).await;
+        until(&world, "the triggered run succeeded", |status| (status.runs.succeeded == done).then_some(())).await;
         let status = status(&world, "users").await.unwrap();
         assert_eq!((status.runs.total, status.runs.skipped, jobs(&world).await.len() as i64), (done, 0, done));
         let next = status.next_schedule_time.unwrap().0;
@@ -506,10 +506,10 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_storm() {
     fs::remove_file(Path::new(&offset)).ok();
 }
 
-/// What a controller leaves behind whose clock was a year ahead.
+/// The status of a schedule has times of a controller whose clock was a year ahead.
 #[tokio::test]
-async fn slots_go_on_after_a_clock_that_was_ahead() {
-    let world = World::new().await;
+async fn slots_continue_after_a_clock_that_was_ahead() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     apply_schedule(&world, "users", json!({"interval": "2s"})).await;
     let ahead = (Timestamp::now() + 8760.hours()).to_string();
@@ -525,13 +525,13 @@ async fn slots_go_on_after_a_clock_that_was_ahead() {
     {
         assert!(time < after, "{time}");
     }
-    told(&world, "users", &["ClockSkew"]).await;
+    wait_for_events(&world, "users", &["ClockSkew"]).await;
 }
 
-/// What a Redis leaves behind whose clock was ahead, or an application that stores local times.
+/// Documents have stamps of a Redis whose clock was ahead, or of an application that stores local times.
 #[tokio::test]
 async fn stamps_in_the_future_are_replaced_or_reported() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let users = world.database.collection::<bson::Document>("users");
     let later = |minutes: i64| bson::DateTime::from_millis(Timestamp::now().as_millisecond() + minutes * 60_000);
@@ -545,5 +545,5 @@ async fn stamps_in_the_future_are_replaced_or_reported() {
     assert_eq!((counts.updated, counts.unchanged), (5, 5));
     assert!(find(&status.conditions, "Complete").unwrap().message.contains("stamps are in the future"), "{status:?}");
     assert_eq!(world.count(doc! {"lastSynced": {"$gt": later(60)}}).await, 0);
-    told(&world, "users", &["StampsAhead"]).await;
+    wait_for_events(&world, "users", &["StampsAhead"]).await;
 }

@@ -1,4 +1,4 @@
-//! Real sinks of alerts: an HTTP server that has bad days, and a mail server.
+//! Real sinks of alerts: an HTTP server with faulty answers, and a mail server.
 
 use std::{
     collections::VecDeque,
@@ -24,19 +24,19 @@ use crate::{
     support::{eventually, free_port, unique, variable},
 };
 
-/// An HTTP server that is up for as long as this is kept.
+/// An HTTP server. Stopped when dropped.
 pub struct HttpSink {
     pub url: String,
-    books: Arc<Mutex<Books>>,
+    state: Arc<Mutex<SinkState>>,
     server: JoinHandle<()>,
 }
 
 #[derive(Default)]
-pub struct Books {
-    /// Given to the next requests, by path, instead of taking their messages.
+pub struct SinkState {
+    /// The answers to the next requests at a path, whose messages are not accepted.
     pub instead: Vec<(String, VecDeque<Instead>)>,
-    /// Messages that were taken.
-    pub taken: Vec<Taken>,
+    /// The accepted messages.
+    pub deliveries: Vec<Delivery>,
     /// Paths of all requests.
     pub requests: Vec<String>,
 }
@@ -44,20 +44,20 @@ pub struct Books {
 #[derive(Clone)]
 pub enum Instead {
     Status(u16),
-    /// 429, with so many seconds to wait.
+    /// Code 429, with the number of seconds to wait.
     Wait(u32),
-    /// Nothing, for so long; then it is too late.
+    /// No answer for this time, which is longer than the timeout.
     Silence(Duration),
 }
 
 #[derive(Clone)]
-pub struct Taken {
+pub struct Delivery {
     pub path: String,
     pub headers: HeaderMap,
     pub body: String,
 }
 
-impl Taken {
+impl Delivery {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -65,45 +65,45 @@ impl Taken {
 
 impl HttpSink {
     pub async fn start() -> Self {
-        let books = Arc::<Mutex<Books>>::default();
-        let router = Router::new().route("/{*path}", post(take)).with_state(books.clone());
+        let state = Arc::<Mutex<SinkState>>::default();
+        let router = Router::new().route("/{*path}", post(take)).with_state(state.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
-        Self { url, books, server }
+        Self { url, state, server }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn state(&self) -> MutexGuard<'_, SinkState> {
+        self.state.lock().unwrap()
     }
 
     pub fn answer(&self, path: &str, with: impl IntoIterator<Item = Instead>) {
-        self.books().instead.push((path.to_owned(), with.into_iter().collect()));
+        self.state().instead.push((path.to_owned(), with.into_iter().collect()));
     }
 
-    pub fn taken(&self, path: &str) -> Vec<Taken> {
-        self.books().taken.iter().filter(|taken| taken.path == path).cloned().collect()
+    pub fn deliveries(&self, path: &str) -> Vec<Delivery> {
+        self.state().deliveries.iter().filter(|taken| taken.path == path).cloned().collect()
     }
 
-    /// Waits until so many messages were taken at a path.
-    pub async fn takes(&self, path: &str, count: usize) -> Vec<Taken> {
+    /// Waits until this number of messages was accepted at a path.
+    pub async fn wait_for_deliveries(&self, path: &str, count: usize) -> Vec<Delivery> {
         let what = format!("{count} messages were taken at {path}");
-        eventually(&what, async || Some(self.taken(path)).filter(|taken| taken.len() >= count)).await
+        eventually(&what, async || Some(self.deliveries(path)).filter(|taken| taken.len() >= count)).await
     }
 
-    /// What is told at a path: `firing RunFailed s`, one for each alert in each message.
-    pub fn told(&self, path: &str) -> Vec<String> {
-        let mut told = Vec::new();
-        for taken in self.taken(path) {
+    /// The notifications at a path: `firing RunFailed s` for each alert in each message.
+    pub fn notifications(&self, path: &str) -> Vec<String> {
+        let mut notifications = Vec::new();
+        for taken in self.deliveries(path) {
             let body = taken.json();
             for kind in ["firing", "resolved"] {
                 for alert in body[kind].as_array().unwrap() {
                     let text = |field: &str| alert[field].as_str().unwrap().to_owned();
-                    told.push(format!("{kind} {} {}", text("type"), text("schedule")));
+                    notifications.push(format!("{kind} {} {}", text("type"), text("schedule")));
                 }
             }
         }
-        told
+        notifications
     }
 }
 
@@ -113,14 +113,14 @@ impl Drop for HttpSink {
     }
 }
 
-async fn take(State(books): State<Arc<Mutex<Books>>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
+async fn take(State(state): State<Arc<Mutex<SinkState>>>, uri: Uri, headers: HeaderMap, body: String) -> Response {
     let path = uri.path().to_owned();
     let instead = {
-        let mut books = books.lock().unwrap();
-        books.requests.push(path.clone());
-        let instead = books.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
+        let mut state = state.lock().unwrap();
+        state.requests.push(path.clone());
+        let instead = state.instead.iter_mut().filter(|(at, _)| *at == path).find_map(|(_, next)| next.pop_front());
         if instead.is_none() {
-            books.taken.push(Taken { path, headers, body });
+            state.deliveries.push(Delivery { path, headers, body });
         }
         instead
     };
@@ -137,7 +137,7 @@ async fn take(State(books): State<Arc<Mutex<Books>>>, uri: Uri, headers: HeaderM
     }
 }
 
-/// A mail server that is up for as long as this is kept. Wants STARTTLS, and then the login.
+/// A mail server that requires STARTTLS and a login. Stopped when dropped.
 pub struct MailSink {
     pub port: u16,
     pub authority: Authority,
@@ -169,7 +169,7 @@ impl MailSink {
         sink
     }
 
-    /// Refuses mails with this answer, or takes them again.
+    /// Refuses mails with this answer, or accepts them again.
     pub fn answer(&self, with: Option<&str>) {
         let file = self.folder.join("answer");
         match with {
@@ -178,8 +178,8 @@ impl MailSink {
         }
     }
 
-    /// Waits until so many mails were taken.
-    pub async fn takes(&self, count: usize) -> Vec<String> {
+    /// Waits until this number of mails was accepted.
+    pub async fn wait_for_mails(&self, count: usize) -> Vec<String> {
         eventually(&format!("{count} mails were taken"), async || Some(self.mails()).filter(|it| it.len() >= count))
             .await
     }

@@ -1,4 +1,4 @@
-//! Runs that fetch what documents should be from a GraphQL server.
+//! Runs that fetch the content of documents from a GraphQL server.
 
 mod speed;
 
@@ -20,7 +20,7 @@ use sync_operator::{
 use crate::{
     certificates::Authority,
     operator::{apply_job, finished},
-    support::{World, confirmed, eventually, source},
+    support::{TestEnv, confirmed, eventually, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
@@ -28,7 +28,7 @@ pub const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
 const LIST: &str = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }";
 const ONE: &str = "query ($id: UserID!) { user(id: $id) { name createdAt } }";
 
-/// A full run over the users with what the server has of each batch.
+/// A spec of a full run over the users, with one request for each batch.
 fn spec(upstream: &Upstream) -> Value {
     json!({
         "syncType": "Full",
@@ -43,7 +43,7 @@ fn spec(upstream: &Upstream) -> Value {
     })
 }
 
-/// The same with changes to the source.
+/// The spec with changes of the source.
 pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     let mut spec = spec(upstream);
     let mut changes = source("graphQL", changes);
@@ -54,7 +54,7 @@ pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     spec
 }
 
-pub async fn run(world: &World, name: &str, spec: Value) -> SyncJobStatus {
+pub async fn run(world: &TestEnv, name: &str, spec: Value) -> SyncJobStatus {
     apply_job(world, name, spec).await;
     finished(world, name).await.status.unwrap()
 }
@@ -74,7 +74,7 @@ pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
     status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
 }
 
-pub async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: &str) {
+pub async fn secret(world: &TestEnv, name: &str, entries: &[(&str, &str)], hosts: &str) {
     let data: BTreeMap<_, _> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
     let mut secret = Secret { data: Some(data), ..Secret::default() };
@@ -86,15 +86,15 @@ pub async fn secret(world: &World, name: &str, entries: &[(&str, &str)], hosts: 
     secrets.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-async fn user(world: &World, id: i32) -> Document {
+async fn user(world: &TestEnv, id: i32) -> Document {
     world.database.collection::<Document>("users").find_one(doc! {"_id": id}).await.unwrap().unwrap()
 }
 
 #[tokio::test]
 async fn mapped_fields_are_written_and_nothing_else() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(250, 0).await;
-    upstream.books().users.extend([
+    upstream.state().users.extend([
         ("7".to_owned(), Peculiar::Gone),
         ("8".to_owned(), Peculiar::Broken),
         ("9".to_owned(), Peculiar::Named("Ada".to_owned())),
@@ -111,12 +111,12 @@ async fn mapped_fields_are_written_and_nothing_else() {
     assert_eq!(after.remove("profile"), Some(doc! {"name": "Ada"}.into()));
     assert_eq!(after.remove("joined"), Some(DateTime::parse_rfc3339_str("2024-05-06T07:08:09Z").unwrap().into()));
     assert_eq!(after.remove("origin"), Some("gitlab".into()));
-    // Here the source keeps that it listed the document.
+    // The confirmation of the source.
     assert_eq!(after.remove("_sync").unwrap().as_document().unwrap().len(), 1);
     assert_eq!(after, before);
     assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
 
-    upstream.books().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
+    upstream.state().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
     let second = run(&world, "second", spec(&upstream)).await;
     assert_eq!(counts(&second), (1, 247, 2));
     assert_eq!(user(&world, 10).await.get_document("profile").unwrap(), &doc! {"name": "Grace"});
@@ -125,22 +125,22 @@ async fn mapped_fields_are_written_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn documents_are_asked_for_one_by_one_with_several_in_flight() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn documents_are_requested_one_by_one_and_concurrently() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(40, 0).await;
-    upstream.books().delay = Duration::from_millis(50);
-    upstream.books().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
+    upstream.state().delay = Duration::from_millis(50);
+    upstream.state().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
     let (_operator, _) = world.all(&ALLOWED);
     let each = json!({"query": ONE, "batching": "PerUser", "concurrency": 5, "resultPath": "/data/user"});
     let status = run(&world, "each", with(&upstream, &each)).await;
     assert_eq!((counts(&status), upstream.requests()), ((38, 0, 2), 40));
-    assert_eq!(upstream.books().busy, (0, 5));
+    assert_eq!(upstream.state().busy, (0, 5));
     assert_eq!(failures(&status), [("3", "NotReturned"), ("4", "SourceError")]);
 }
 
 #[tokio::test]
-async fn an_incremental_run_asks_only_for_what_is_due() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn an_incremental_run_requests_only_due_documents() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     run(&world, "all", spec(&upstream)).await;
@@ -150,19 +150,19 @@ async fn an_incremental_run_asks_only_for_what_is_due() {
     spec["syncType"] = "Incremental".into();
     spec["staleAfter"] = "1h".into();
     let status = run(&world, "due", spec).await;
-    assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged ones are stamped all the same");
+    assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged documents are stamped too");
     assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 30);
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_dry_run_reports_changes_and_writes_nothing() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(30, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     run(&world, "real", spec(&upstream)).await;
     let before = world.count(doc! {"profile.name": {"$regex": "^User"}}).await;
     for id in 0..25 {
-        upstream.books().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
+        upstream.state().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
     }
     let mut dry = spec(&upstream);
     dry["dryRun"] = true.into();
@@ -174,9 +174,9 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_token_goes_only_to_hosts_its_secret_names() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
-    upstream.books().token = Some("glpat-1".to_owned());
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
     secret(&world, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
     secret(&world, "nowhere", &[("token", "glpat-1")], "").await;
@@ -190,8 +190,8 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
         ("right", "password", "Secret right has no key password"),
     ] {
         let status = run(&world, &format!("{name}-{key}"), with(&upstream, &with_token(name, key))).await;
-        let (reason, told) = ended(&status);
-        assert!(reason == "InvalidSource" && told.starts_with(message), "{reason}: {told}");
+        let (reason, shown) = ended(&status);
+        assert!(reason == "InvalidSource" && shown.starts_with(message), "{reason}: {shown}");
         assert_eq!(upstream.requests(), 0, "{name}");
     }
 
@@ -204,7 +204,7 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
     good["headersFrom"] = json!([{"name": "X-Team", "secretRef": {"name": "right", "key": "team"}}]);
     let status = run(&world, "let-in", with(&upstream, &good)).await;
     assert_eq!(counts(&status), (3, 0, 0));
-    assert_eq!(upstream.books().headers["x-team"], "blue");
+    assert_eq!(upstream.state().headers["x-team"], "blue");
     let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
     let shown = operator.log() + &serde_json::to_string(&jobs).unwrap();
     assert!(!shown.contains("glpat-") && !shown.contains(PRIVATE));
@@ -212,7 +212,7 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
 
 #[tokio::test]
 async fn a_query_the_server_rejects_ends_the_run_at_once() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let wrong = json!({"query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id nme } } }"});
@@ -227,7 +227,7 @@ async fn a_query_the_server_rejects_ends_the_run_at_once() {
 
 #[tokio::test]
 async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(20, 0).await;
     let (operator, _) = world.all(&ALLOWED);
     let users = |users: Value| Instead::Body(json!({"data": {"users": {"nodes": users}}}).to_string());
@@ -244,20 +244,20 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
         ("slow", Instead::Silence(Duration::from_secs(5)), "SourceTimeout", "the source did not answer within"),
     ];
     for (name, instead, reason, message) in cases {
-        upstream.books().instead.push_back(instead);
+        upstream.state().instead.push_back(instead);
         let status = run(&world, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
         let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
         assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
-        let told = &status.attempt_history[0].message;
-        assert!(told.starts_with(message) && !told.contains(PRIVATE), "{name}: {told}");
+        let shown = &status.attempt_history[0].message;
+        assert!(shown.starts_with(message) && !shown.contains(PRIVATE), "{name}: {shown}");
     }
     assert!(!operator.log().contains(PRIVATE));
     assert!(operator.resident_mib() < 200, "the huge body was not kept: {} MiB", operator.resident_mib());
 }
 
 #[tokio::test]
-async fn answers_that_are_wrong_for_one_document_are_its_failure() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_wrong_answer_for_one_document_fails_only_it() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(5, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let nodes = json!([
@@ -268,7 +268,7 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
         {"id": "3", "name": "Di", "createdAt": "2024-01-01"},
         {"id": "99", "name": "Who", "createdAt": "2024-01-01"},
     ]);
-    upstream.books().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
+    upstream.state().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
     let status = run(&world, "wrong", spec(&upstream)).await;
     assert_eq!(
         failures(&status),
@@ -279,30 +279,30 @@ async fn answers_that_are_wrong_for_one_document_are_its_failure() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_rest_gets_it_and_no_attempt_is_spent() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_pause_that_the_server_requests_costs_no_attempt() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(300, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
     let rest = || Instead::Status(429, vec![("retry-after", "2".to_owned())]);
-    upstream.books().instead.push_back(rest());
+    upstream.state().instead.push_back(rest());
     let mut one_by_one = spec(&upstream);
     one_by_one["parallelism"] = 1.into();
     let status = run(&world, "rests", one_by_one).await;
     assert_eq!((counts(&status), status.attempts), ((300, 0, 0), Some(0)));
-    let seen = upstream.books().seen.clone();
+    let seen = upstream.state().seen.clone();
     assert_eq!(seen.len(), 4);
     let gap = seen[1] - seen[0];
-    assert!(gap >= Duration::from_secs(2), "asked again after {gap:?}");
+    assert!(gap >= Duration::from_secs(2), "requested again after {gap:?}");
 
     let used_up = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", "+2".to_owned())];
-    upstream.books().instead.push_back(Instead::Status(429, used_up));
+    upstream.state().instead.push_back(Instead::Status(429, used_up));
     let status = run(&world, "waits", spec(&upstream)).await;
     assert_eq!((counts(&status), status.attempts), ((0, 300, 0), Some(0)));
 }
 
 #[tokio::test]
-async fn addresses_that_are_not_allowed_are_not_asked() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn addresses_that_are_not_allowed_get_no_request() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&["--source-allowed-hosts", "127.0.0.2"]);
     let port = upstream.url.rsplit_once(':').unwrap().1.to_owned();
@@ -316,8 +316,8 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
     ] {
         let status = run(&world, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
         let (reason, message) = ended(&status);
-        let told = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
-        assert!(reason == "InvalidSource" && told, "{host}: {reason}: {message}");
+        let is_refused = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
+        assert!(reason == "InvalidSource" && is_refused, "{host}: {reason}: {message}");
     }
     let plain = run(&world, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;
     assert!(ended(&plain).1.starts_with("source.graphQL.endpoint must be https"), "{:?}", ended(&plain));
@@ -325,11 +325,11 @@ async fn addresses_that_are_not_allowed_are_not_asked() {
 }
 
 #[tokio::test]
-async fn the_server_has_to_prove_who_it_is() {
+async fn the_server_must_have_a_trusted_certificate() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let tls = trusted.certify();
     let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(3, 0).await;
     for (name, authority) in [("ca", &trusted), ("other", &other)] {
         secret(&world, name, &[("ca.crt", &authority.pem())], "").await;
@@ -355,19 +355,19 @@ async fn the_server_has_to_prove_who_it_is() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let (world, upstream, elsewhere) = (World::new().await, Upstream::start().await, Upstream::start().await);
+    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     world.seed(3, 0).await;
     let (_operator, _) = world.all(&ALLOWED);
-    upstream.books().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
+    upstream.state().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
     let status = run(&world, "redirected", spec(&upstream)).await;
     let (reason, message) = ended(&status);
     assert!(reason == "InvalidSource" && message.starts_with("the source answers with 307, a redirect"), "{message}");
     assert_eq!((upstream.requests(), elsewhere.requests()), (1, 0));
 }
 
-/// 4 runs of 200 requests each on three processes, 100 a second. Returns when they came.
+/// Starts 4 runs of 200 requests on three processes, with a limit of 100 per second. Returns the times of the requests.
 async fn limited_runs() -> Vec<Instant> {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(200, 0).await;
     let (_controller, _) = world.all(&[&ALLOWED[..], &["--workers", "2"]].concat());
     let _workers = [(); 2].map(|()| world.operator("worker", &ALLOWED));
@@ -379,14 +379,14 @@ async fn limited_runs() -> Vec<Instant> {
     for run in 0..4 {
         assert!(is_complete(&finished(&world, &format!("run-{run}")).await));
     }
-    let seen = upstream.books().seen.clone();
-    // A document that another run has fetched since this one began is not asked for again.
+    let seen = upstream.state().seen.clone();
+    // A document that another run has fetched since the start of this run is not requested again.
     assert!(seen.len() > 700, "{}", seen.len());
     seen
 }
 
 #[tokio::test]
-async fn all_processes_keep_to_one_rate_together() {
+async fn all_processes_share_one_rate_limit() {
     let seen = limited_runs().await;
     let taken = *seen.last().unwrap() - seen[0];
     let least = Duration::from_millis(10) * (seen.len() - 1) as u32;
@@ -394,7 +394,7 @@ async fn all_processes_keep_to_one_rate_together() {
 }
 
 /// The sample that walks the pages of a group's projects, on this server.
-async fn group(world: &World, upstream: &Upstream) -> Value {
+async fn group(world: &TestEnv, upstream: &Upstream) -> Value {
     secret(world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
@@ -407,7 +407,7 @@ async fn group(world: &World, upstream: &Upstream) -> Value {
     spec
 }
 
-async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Document> {
+async fn projects(world: &TestEnv, numbers: &[u32]) -> mongodb::Collection<Document> {
     let projects = world.database.collection::<Document>("projects");
     let options = IndexOptions::builder().unique(true).build();
     projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
@@ -416,7 +416,7 @@ async fn projects(world: &World, numbers: &[u32]) -> mongodb::Collection<Documen
 }
 
 /// A project that the source listed before.
-fn known_project(world: &World, number: u32) -> Document {
+fn known_project(world: &TestEnv, number: u32) -> Document {
     doc! {"gitlabId": project(number), "team": "blue", "_sync": confirmed(&world.name, "projects")}
 }
 
@@ -425,10 +425,10 @@ fn project(number: u32) -> String {
 }
 
 #[tokio::test]
-async fn pages_bring_what_is_new_and_mark_what_is_gone() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn pages_insert_new_documents_and_mark_missing_ones() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 300]).await;
-    upstream.books().projects = (1..=250).collect();
+    upstream.state().projects = (1..=250).collect();
     let (_operator, _) = world.all(&ALLOWED);
     let group = group(&world, &upstream).await;
 
@@ -448,15 +448,15 @@ async fn pages_bring_what_is_new_and_mark_what_is_gone() {
     let still = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     assert_eq!(still.get_datetime("missingSince").unwrap(), &since);
 
-    upstream.books().projects.push(300);
+    upstream.state().projects.push(300);
     let third = run(&world, "third", group).await;
     assert_eq!(counts(&third), (1, 250, 0));
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn only_what_is_surely_gone_is_deleted() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn only_documents_that_are_certainly_missing_are_deleted() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[1, 2, 3, 4]).await;
     let (_operator, _) = world.all(&ALLOWED);
     let mut deleting = group(&world, &upstream).await;
@@ -470,38 +470,38 @@ async fn only_what_is_surely_gone_is_deleted() {
     assert!(empty.attempt_history.iter().all(|attempt| attempt.reason == "EmptySource"), "{:?}", empty.attempt_history);
     assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 4);
 
-    upstream.books().projects = vec![1, 2, 9];
-    upstream.books().users.insert("2".to_owned(), Peculiar::Broken);
+    upstream.state().projects = vec![1, 2, 9];
+    upstream.state().users.insert("2".to_owned(), Peculiar::Broken);
     let mut dry = deleting.clone();
     dry["dryRun"] = true.into();
-    let told = run(&world, "dry", dry).await;
-    assert_eq!((counts(&told), told.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
+    let result = run(&world, "dry", dry).await;
+    assert_eq!((counts(&result), result.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
     let status = run(&world, "marks", deleting.clone()).await;
-    assert_eq!(counts(&status), (3, 0, 1), "one is updated, two are marked, one has failed");
+    assert_eq!(counts(&status), (3, 0, 1), "one document is updated, two are marked, one has failed");
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let status = run(&world, "deletes", deleting.clone()).await;
-    assert_eq!(counts(&status), (2, 1, 1), "two are deleted");
+    assert_eq!(counts(&status), (2, 1, 1), "two documents are deleted");
     let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
     let mut ids = Vec::new();
     while left.advance().await.unwrap() {
         ids.push(left.current().get_str("gitlabId").unwrap().to_owned());
     }
-    assert_eq!(ids, [project(1), project(2)], "9 is new, and new ones are not made");
+    assert_eq!(ids, [project(1), project(2)], "9 is new, and new documents are not inserted");
 
-    upstream.books().projects = (1..=30).collect();
-    upstream.books().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
+    upstream.state().projects = (1..=30).collect();
+    upstream.state().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
     projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
     let many = run(&world, "many", deleting).await;
-    assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and those that failed are");
+    assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and the failed ones are");
     let marked = projects.find_one(doc! {"missingSince": {"$exists": true}}).await.unwrap().unwrap();
     assert_eq!(marked.get_str("gitlabId").unwrap(), project(31));
 }
 
 #[tokio::test]
-async fn documents_are_not_made_where_they_could_be_made_twice() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
-    upstream.books().projects = vec![1];
+async fn an_upsert_requires_a_unique_index() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
+    upstream.state().projects = vec![1];
     let (_operator, _) = world.all(&ALLOWED);
     let status = run(&world, "run", group(&world, &upstream).await).await;
     let (reason, message) = ended(&status);
@@ -515,20 +515,20 @@ async fn documents_are_not_made_where_they_could_be_made_twice() {
     assert_eq!(upstream.requests(), 0);
 }
 
-/// Kills the worker of a run when some of it is done. What becomes of the run when another one goes on with it, after
-/// `meanwhile`.
+/// Kills the worker of a run when some of it is done, and calls `meanwhile`. Returns the run after another worker has
+/// completed it.
 pub async fn without_its_worker(
-    world: &World,
+    world: &TestEnv,
     upstream: &Upstream,
     spec: Value,
     meanwhile: impl FnOnce(),
 ) -> SyncJobStatus {
-    upstream.books().delay = Duration::from_millis(50);
+    upstream.state().delay = Duration::from_millis(50);
     let lease = ["--lease-duration", "1s"];
     let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
     let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
     apply_job(world, "run", spec).await;
-    eventually("some of it is done", async || (upstream.requests() > 30).then_some(())).await;
+    eventually("the run has processed some documents", async || (upstream.requests() > 30).then_some(())).await;
     first.kill();
     meanwhile();
     let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
@@ -538,10 +538,10 @@ pub async fn without_its_worker(
 }
 
 #[tokio::test]
-async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn a_walk_of_pages_resumes_after_its_worker_was_killed() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let projects = projects(&world, &[5000, 5001]).await;
-    upstream.books().projects = (1..=1000).collect();
+    upstream.state().projects = (1..=1000).collect();
     let mut slow = group(&world, &upstream).await;
     slow["batchSize"] = 10.into();
     let status = without_its_worker(&world, &upstream, slow, || {}).await;
@@ -549,17 +549,17 @@ async fn a_walk_through_pages_goes_on_after_its_worker_was_killed() {
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed), (1002, 0));
-    assert!(upstream.requests() < 130, "it began again: {} requests for 100 pages", upstream.requests());
+    assert!(upstream.requests() < 130, "the walk started again: {} requests for 100 pages", upstream.requests());
 }
 
 #[tokio::test]
 async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(1000, 0).await;
     let mut slow = spec(&upstream);
     slow["batchSize"] = 10.into();
     slow["parallelism"] = 2.into();
-    let rename = || drop(upstream.books().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
+    let rename = || drop(upstream.state().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
     let status = without_its_worker(&world, &upstream, slow, rename).await;
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed, status.attempts), (1000, 0, Some(0)));
@@ -568,9 +568,9 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
 }
 
 #[tokio::test]
-async fn the_samples_and_the_guide_bring_what_gitlab_has() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
-    upstream.books().token = Some("glpat-1".to_owned());
+async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
+    upstream.state().token = Some("glpat-1".to_owned());
     secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());

@@ -1,4 +1,4 @@
-//! What tests share: addresses of the servers, names of their own, waiting, and operator processes.
+//! Shared code of the tests: addresses of the servers, unique names, waiting, and operator processes.
 
 use std::{
     env, fs,
@@ -19,20 +19,20 @@ use sync_operator::{
 };
 use tokio::time::{Instant, sleep};
 
-/// Limit of a wait. Generous: a slow machine is no reason to fail.
+/// Limit of a wait. It is long, so that a slow machine does not cause a failure.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make integration`"))
 }
 
-/// A name no other test uses, and no other run of the tests.
+/// A name that no other test, and no other run of the tests, uses.
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Waits until `probe` gives something.
+/// Waits until `probe` returns a value.
 pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -44,7 +44,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Servers, either those of the whole test run or a test's own.
+/// Servers of the whole test run, or of one test.
 #[derive(Clone, Debug)]
 pub struct Servers {
     pub kubeconfig: String,
@@ -68,15 +68,15 @@ impl Servers {
     }
 }
 
-/// A namespace, a queue and a database of a test's own.
-pub struct World {
+/// A namespace, a queue and a database of one test.
+pub struct TestEnv {
     pub servers: Servers,
     pub name: String,
     pub client: Client,
     pub database: Database,
 }
 
-impl World {
+impl TestEnv {
     pub async fn new() -> Self {
         Self::on(Servers::shared()).await
     }
@@ -94,7 +94,7 @@ impl World {
         Self { servers, name, client, database }
     }
 
-    /// Where operators find Redis: as a user with the documented rights, where all tests share it.
+    /// Address of Redis for operators. On the shared Redis, they log in as a user with the documented rights.
     fn redis_for_operators(&self, servers: &Servers) -> String {
         match servers.redis.strip_prefix("redis://") {
             Some(host) if env::var("REDIS_URL").is_ok_and(|shared| shared == servers.redis) => {
@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    /// The servers, for someone whom the API server takes for a user without rights of its own.
+    /// The servers, with a kubeconfig that impersonates a user without any rights.
     #[allow(dead_code, reason = "random faults have no users")]
     pub fn as_user(&self, user: &str) -> Servers {
         let kubeconfig = fs::read_to_string(&self.servers.kubeconfig).unwrap();
@@ -148,17 +148,17 @@ impl World {
         self.database.collection::<Document>("users").count_documents(filter).await.unwrap()
     }
 
-    /// Starts `sync-operator COMMAND` on this world.
+    /// Starts `sync-operator COMMAND` in this environment.
     pub fn operator(&self, command: &str, args: &[&str]) -> Operator {
         self.operator_on(&self.servers, command, args)
     }
 
-    /// The same, but it finds the servers at other addresses.
+    /// Starts `sync-operator COMMAND` with other addresses of the servers.
     pub fn operator_on(&self, servers: &Servers, command: &str, args: &[&str]) -> Operator {
         Operator::start(self.process(servers, command, args), &self.name)
     }
 
-    /// The same, with more variables in its environment.
+    /// Starts `sync-operator COMMAND` with more environment variables.
     #[allow(dead_code, reason = "random faults need none")]
     pub fn operator_with(&self, command: &str, args: &[&str], variables: &[(&str, &str)]) -> Operator {
         let mut process = self.process(&self.servers, command, args);
@@ -166,7 +166,7 @@ impl World {
         Operator::start(process, &self.name)
     }
 
-    /// The same, but its clock is off by the seconds that stand in a file.
+    /// Starts `sync-operator COMMAND` with a clock that is off by the seconds in a file.
     pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
         assert!(library.exists(), "libfaketime is not installed: run tests/cluster/install.sh");
@@ -175,14 +175,14 @@ impl World {
             .env("LD_PRELOAD", library)
             .env("FAKETIME_TIMESTAMP_FILE", offset)
             .env("FAKETIME_CACHE_DURATION", "1")
-            // Timers go by a clock that is never set.
+            // Timers use the monotonic clock, which the offset does not change.
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .env("DONT_FAKE_MONOTONIC", "1");
         Operator::start(process, &self.name)
     }
 
     fn process(&self, servers: &Servers, command: &str, args: &[&str]) -> Command {
-        // That of another release, to record what it writes.
+        // The program of another release, to record its data.
         let program = env::var("OPERATOR_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sync-operator").to_owned());
         let mut process = Command::new(program);
         process
@@ -200,7 +200,7 @@ impl World {
         process
     }
 
-    /// Starts `sync-operator all` with HTTP on a port of its own, which is returned too, for everyone here.
+    /// Starts `sync-operator all` with HTTP without authentication. Returns it with its port.
     pub fn all(&self, args: &[&str]) -> (Operator, u16) {
         let port = free_port();
         let http = ["--insecure-no-auth", "--http-port", &port.to_string()];
@@ -236,12 +236,12 @@ pub async fn allow_queue(url: &str, name: &str, queue: &str) {
     redis::cmd("ACL").arg("SETUSER").arg(name).arg(keys).exec_async(&mut connection).await.unwrap();
 }
 
-/// What a document has at `_sync` that a source of this name listed long ago.
+/// The value of `_sync` of a document that a source of this name listed long ago.
 pub fn confirmed(namespace: &str, source: &str) -> Document {
     doc! {format!("{namespace}/{source}"): {"at": bson::DateTime::from_millis(1)}}
 }
 
-/// A source in a manifest. The fields that only sources of this kind have stand among those that all share.
+/// A source in a manifest, from the fields of its kind and the shared fields.
 pub fn source(kind: &str, fields: &Value) -> Value {
     let is_own = |name: &str| ["endpoint", "query", "operationName", "variables", "resultPath"].contains(&name);
     let fields = fields.as_object().unwrap().clone();
@@ -250,9 +250,8 @@ pub fn source(kind: &str, fields: &Value) -> Value {
     shared.into()
 }
 
-/// A port for a server that a test starts. Not one that the kernel chooses: it could give the same one to another
-/// connection before the server listens. These are below the kernel's own and below those of `cluster.sh`, and in one
-/// process each is given once.
+/// A port for a server of a test. The kernel could give a port that it chooses to another connection before the server
+/// listens. These ports are below those of the kernel and of `cluster.sh`, and each is returned once in a process.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16 % 100 * 100;
@@ -274,7 +273,7 @@ impl Operator {
         Self { child, log }
     }
 
-    /// Another name for the log, which stays when the process is dropped.
+    /// Creates another link to the log, which stays when the process is dropped.
     #[allow(dead_code, reason = "only random faults keep logs")]
     pub fn keep_log(&self, name: &Path) {
         fs::hard_link(&self.log, name).unwrap();
@@ -291,7 +290,7 @@ impl Operator {
     #[allow(dead_code, reason = "random faults do not measure")]
     pub fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // After the name in brackets; a hundred ticks are a second.
+        // The fields follow the name in brackets. One second has a hundred ticks.
         let times = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
         Duration::from_millis(times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
@@ -309,18 +308,18 @@ impl Operator {
         assert!(sent.success());
     }
 
-    /// Ends the process as a power cut would.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks the process to stop, and waits for its exit code.
+    /// Sends SIGTERM to the process, and waits for its exit code.
     pub async fn stop(mut self) -> Option<i32> {
         self.stop_and_wait().await
     }
 
-    /// The same, for one that is still needed: its log can be read.
+    /// Sends SIGTERM to the process, and waits for its exit code. The log can be read afterwards.
     pub async fn stop_and_wait(&mut self) -> Option<i32> {
         self.signal("TERM");
         let status = eventually("the operator ends after SIGTERM", || {

@@ -1,4 +1,4 @@
-//! Runs are shown as traces, by whole processes to a receiver of OTLP.
+//! Traces of runs, which whole processes send to a receiver of OTLP.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     receiver::{Receiver, Span},
     replicas::probe_port,
-    support::{Operator, World, eventually, free_port},
+    support::{Operator, TestEnv, eventually, free_port},
 };
 
-fn traced(world: &World, command: &str, args: &[&str], receiver: &str) -> Operator {
+fn traced(world: &TestEnv, command: &str, args: &[&str], receiver: &str) -> Operator {
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret"),
@@ -36,7 +36,7 @@ fn only(spans: Vec<Span>) -> Span {
 
 #[tokio::test]
 async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(2_000, 0).await;
     let receiver = Receiver::start().await;
     let controller = traced(&world, "controller", &["--workers", "0"], &receiver.url);
@@ -58,7 +58,7 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
     let batches = receiver.await_spans("sync.batch", 4).await;
     assert!(batches.iter().all(|batch| batch.parent == attempt.id), "{batches:?}");
     assert_eq!(batches.iter().map(|batch| batch.number("updated")).sum::<i64>(), 2_000);
-    // The end of a run is known to the millisecond.
+    // The end of a run has milliseconds.
     assert!(batches.iter().all(|batch| batch.start >= root.start && batch.end / 1_000_000 <= root.end / 1_000_000));
 
     let spans = receiver.received().spans.clone();
@@ -75,15 +75,15 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
 }
 
 #[tokio::test]
-async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
-    let world = World::new().await;
+async fn a_run_that_lost_its_worker_continues_its_trace() {
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let receiver = Receiver::start().await;
     let lease = ["--lease-duration", "2s"];
     let _controller = traced(&world, "controller", &[&lease[..], &["--workers", "0"]].concat(), &receiver.url);
     let first = traced(&world, "worker", &lease, &receiver.url);
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     receiver.await_spans("sync.batch", 1).await;
     first.signal("KILL");
     let _second = traced(&world, "worker", &lease, &receiver.url);
@@ -103,7 +103,7 @@ async fn a_run_that_lost_its_worker_goes_on_in_the_same_trace() {
 
 #[tokio::test]
 async fn a_caller_finds_its_run_in_its_own_trace() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let receiver = Receiver::start().await;
     let port = free_port().to_string();
@@ -126,7 +126,7 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
     let attempt = only(receiver.await_spans("sync.attempt", 1).await);
     assert_eq!((attempt.trace.as_str(), &attempt.parent), (trace, &root.id));
 
-    // What the caller does not record, and what is no traceparent.
+    // A traceparent that is not sampled, and invalid ones.
     call("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".to_owned()).await;
     call("nonsense".to_owned()).await;
     let own = receiver.await_spans("sync.run", 2).await.pop().unwrap();
@@ -136,19 +136,19 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
-    let world = World::new().await;
+async fn an_unavailable_or_silent_receiver_blocks_nothing() {
+    let world = TestEnv::new().await;
     world.seed(3_000, 0).await;
     let stalling = Receiver::stalling().await;
     let port = free_port();
     let controller = traced(&world, "controller", &["--workers", "0"], &format!("http://127.0.0.1:{port}"));
     let worker = traced(&world, "worker", &[], &stalling.url);
-    // More spans than the queue of 2,048 holds.
+    // More spans than the queue of 2,048 spans can store.
     apply_job(&world, "run", slow()).await;
     let job = finished(&world, "run").await;
     assert!(is_complete(&job));
     let complaints = |log: &str| log.lines().filter(|line| line.contains("the receiver of traces is")).count();
-    eventually("the outage is told", async || controller.log().contains("traces is unavailable").then_some(())).await;
+    eventually("the outage is logged", async || controller.log().contains("traces is unavailable").then_some(())).await;
     assert_eq!(complaints(&controller.log()), 1, "{}", controller.log());
     assert!(stalling.received().requests > 0 && complaints(&worker.log()) <= 1);
     assert_eq!(worker.stop().await, Some(0));
@@ -157,13 +157,13 @@ async fn a_receiver_that_is_away_or_does_not_answer_holds_nothing_up() {
     apply_job(&world, "cancelled", json!({"cancelled": true})).await;
     let is_cancelled = |span: &Span| span.is_error && span.attributes["error.type"] == "Cancelled";
     eventually("it is sent", async || receiver.named("sync.run").into_iter().find(is_cancelled)).await;
-    eventually("its return is told", async || controller.log().contains("traces is available again").then_some(()))
+    eventually("its return is logged", async || controller.log().contains("traces is available again").then_some(()))
         .await;
 }
 
 #[tokio::test]
-async fn without_a_receiver_no_line_has_a_trace() {
-    let world = World::new().await;
+async fn without_a_receiver_no_log_line_has_a_trace() {
+    let world = TestEnv::new().await;
     let (operator, port) = world.all(&[]);
     apply_job(&world, "run", json!({"syncType": "Full"})).await;
     finished(&world, "run").await;

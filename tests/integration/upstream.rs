@@ -1,4 +1,4 @@
-//! A GraphQL server with a part of GitLab's schema, the same users by REST, and with bad days.
+//! A server with a part of the GraphQL schema of GitLab, the same users by REST, and faulty answers.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,43 +22,43 @@ use futures::stream;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
-/// A server that is up for as long as this is kept.
+/// A server. Stopped when dropped.
 pub struct Upstream {
     pub url: String,
-    books: Arc<Mutex<Books>>,
+    state: Arc<Mutex<UpstreamState>>,
     server: JoinHandle<()>,
 }
 
-/// What it does and what was done to it.
+/// The configuration of the server, and the requests that it received.
 #[derive(Default)]
-pub struct Books {
-    /// How long each answer takes.
+pub struct UpstreamState {
+    /// Delay of each answer.
     pub delay: Duration,
-    /// The only token that is let in.
+    /// The only accepted token.
     pub token: Option<String>,
-    /// Given to the next requests instead of what they asked for.
+    /// The answers to the next requests, in place of the requested data.
     pub instead: VecDeque<Instead>,
-    /// Given to every request for these paths and queries.
+    /// The answers to all requests for these paths and queries.
     pub fixed: HashMap<String, Instead>,
-    /// Asked what to do with each further one.
-    pub mood: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
-    /// When everybody's name changed.
+    /// Chooses the answer to each further request.
+    pub next_answer: Option<Box<dyn FnMut() -> Option<Instead> + Send>>,
+    /// Times at which the names of all users changed.
     pub versions: Vec<SystemTime>,
-    /// What is not as for everybody else: by the number in the id.
+    /// Users that differ from the others, by the number in the id.
     pub users: HashMap<String, Peculiar>,
-    /// How many users pages list, with numbers for ids.
+    /// Number of users that pages list. Their ids are numbers.
     pub people: usize,
     /// Numbers of the projects of every group.
     pub projects: Vec<u32>,
-    /// Paths and queries that were asked for by REST.
+    /// Paths and queries of the REST requests.
     pub addresses: Vec<String>,
-    /// When requests came.
+    /// Times of the requests.
     pub seen: Vec<Instant>,
-    /// Headers of the last one.
+    /// Headers of the last request.
     pub headers: HeaderMap,
-    /// How long answers took, added up.
+    /// Total time of all answers.
     pub took: Duration,
-    /// Requests being answered, and the most there ever were at a time.
+    /// Present and highest number of concurrent requests.
     pub busy: (usize, usize),
 }
 
@@ -72,15 +72,15 @@ pub enum Instead {
     Reply(u16, Value),
     /// A body in this encoding.
     Encoded(&'static str, Vec<u8>),
-    /// A body of so many MiB.
+    /// A body of this number of MiB.
     Huge(usize),
-    /// Nothing, for so long.
+    /// No answer for this time.
     Silence(Duration),
-    /// What was asked for, with another result for the first of the users.
+    /// The requested data, with another result for the first user.
     Twice,
-    /// What was asked for by REST, with this as the header `Link`.
+    /// The requested REST data, with this header `Link`.
     Link(&'static str),
-    /// A body of JSON, with this as the header `Link`.
+    /// A body of JSON, with this header `Link`.
     Linked(Value, &'static str),
 }
 
@@ -88,11 +88,11 @@ pub enum Instead {
 pub enum Peculiar {
     Named(String),
     Gone,
-    /// Its name cannot be had.
+    /// Its name causes an error.
     Broken,
 }
 
-/// What the server says in errors and must not be seen anywhere else.
+/// Text in the errors of the server that must not appear anywhere else.
 pub const PRIVATE: &str = "row 7 of table payroll";
 
 impl Upstream {
@@ -100,50 +100,50 @@ impl Upstream {
         Self::start_on(0).await
     }
 
-    /// The same on a port. 0: any that is free.
+    /// Starts the server on a port. 0: any free port.
     pub async fn start_on(port: u16) -> Self {
-        let (books, router) = routes();
+        let (state, router) = routes();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}/api/graphql", listener.local_addr().unwrap());
         let server = tokio::spawn(async { axum::serve(listener, router).await.unwrap() });
-        Self { url, books, server }
+        Self { url, state, server }
     }
 
-    /// The same by https, with this certificate and key.
+    /// Starts the server with TLS, with this certificate and key.
     pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
-        let (books, router) = routes();
+        let (state, router) = routes();
         rustls::crypto::ring::default_provider().install_default().ok();
         let tls = RustlsConfig::from_pem_file(certificate, key).await.unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let url = format!("https://{}/api/graphql", listener.local_addr().unwrap());
         let server = axum_server::from_tcp_rustls(listener, tls).unwrap().serve(router.into_make_service());
-        Self { url, books, server: tokio::spawn(async { server.await.unwrap() }) }
+        Self { url, state, server: tokio::spawn(async { server.await.unwrap() }) }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn state(&self) -> MutexGuard<'_, UpstreamState> {
+        self.state.lock().unwrap()
     }
 
-    /// The same, whose pages list so many users.
+    /// Starts the server with this number of users in its pages.
     pub async fn with_people(people: usize) -> Self {
         let upstream = Self::start().await;
-        upstream.books().people = people;
+        upstream.state().people = people;
         upstream
     }
 
-    /// Decides by its number, from 1 on, what a request is given instead of what it asked for.
+    /// Chooses the answer to each further request by the number of the request, from 1 on.
     pub fn decide(&self, decide: impl Fn(usize) -> Option<Instead> + Send + 'static) {
         let mut number = 0;
-        self.books().mood = Some(Box::new(move || {
+        self.state().next_answer = Some(Box::new(move || {
             number += 1;
             decide(number)
         }));
     }
 
-    /// Changes everybody's name.
+    /// Changes the names of all users.
     pub fn change(&self) {
-        self.books().versions.push(SystemTime::now());
+        self.state().versions.push(SystemTime::now());
     }
 
     /// An address of its REST API.
@@ -152,7 +152,7 @@ impl Upstream {
     }
 
     pub fn requests(&self) -> usize {
-        self.books().seen.len()
+        self.state().seen.len()
     }
 }
 
@@ -163,41 +163,41 @@ impl Drop for Upstream {
 }
 
 fn routes() -> (Shared, Router) {
-    let books = Shared::default();
-    let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(books.clone()).finish();
+    let state = Shared::default();
+    let schema = Schema::build(Query, EmptyMutation, EmptySubscription).data(state.clone()).finish();
     let router = Router::new().route("/api/graphql", post(answer)).fallback(answer);
-    (books.clone(), router.with_state((books, schema)))
+    (state.clone(), router.with_state((state, schema)))
 }
 
-type Shared = Arc<Mutex<Books>>;
+type Shared = Arc<Mutex<UpstreamState>>;
 type Gitlab = Schema<Query, EmptyMutation, EmptySubscription>;
 
 async fn answer(
-    State((books, schema)): State<(Shared, Gitlab)>,
+    State((state, schema)): State<(Shared, Gitlab)>,
     uri: Uri,
     headers: HeaderMap,
     body: String,
 ) -> Response {
     let began = Instant::now();
     let (instead, delay, is_let_in) = {
-        let mut books = books.lock().unwrap();
-        books.seen.push(Instant::now());
-        books.busy.0 += 1;
-        books.busy.1 = books.busy.1.max(books.busy.0);
-        let is_let_in = books.token.as_ref().is_none_or(|token| {
+        let mut state = state.lock().unwrap();
+        state.seen.push(Instant::now());
+        state.busy.0 += 1;
+        state.busy.1 = state.busy.1.max(state.busy.0);
+        let is_let_in = state.token.as_ref().is_none_or(|token| {
             headers.get("authorization").is_some_and(|given| given.as_bytes() == format!("Bearer {token}").as_bytes())
         });
-        books.headers = headers;
+        state.headers = headers;
         if body.is_empty() {
-            books.addresses.push(uri.to_string());
+            state.addresses.push(uri.to_string());
         }
-        let next = books.instead.pop_front().or_else(|| books.fixed.get(&uri.to_string()).cloned());
-        (next.or_else(|| books.mood.as_mut()?()), books.delay, is_let_in)
+        let next = state.instead.pop_front().or_else(|| state.fixed.get(&uri.to_string()).cloned());
+        (next.or_else(|| state.next_answer.as_mut()?()), state.delay, is_let_in)
     };
     sleep(delay).await;
     let response = match instead {
         _ if !is_let_in => (StatusCode::UNAUTHORIZED, PRIVATE).into_response(),
-        None if body.is_empty() => rest(&books.lock().unwrap(), &uri),
+        None if body.is_empty() => rest(&state.lock().unwrap(), &uri),
         None => json(execute(&schema, &body).await.to_string()),
         Some(Instead::Twice) => {
             let mut answer = execute(&schema, &body).await;
@@ -208,7 +208,7 @@ async fn answer(
             json(answer.to_string())
         }
         Some(Instead::Link(link)) => {
-            let mut response = rest(&books.lock().unwrap(), &uri);
+            let mut response = rest(&state.lock().unwrap(), &uri);
             response.headers_mut().insert("link", HeaderValue::from_static(link));
             response
         }
@@ -233,10 +233,10 @@ async fn answer(
             StatusCode::NO_CONTENT.into_response()
         }
     };
-    let mut books = books.lock().unwrap();
-    books.busy.0 -= 1;
-    books.took += began.elapsed();
-    drop(books);
+    let mut state = state.lock().unwrap();
+    state.busy.0 -= 1;
+    state.took += began.elapsed();
+    drop(state);
     response
 }
 
@@ -256,13 +256,13 @@ fn json(body: String) -> Response {
 }
 
 /// Users by id (`/users/7`) and by ids (`/users?ids=7,8`), and all people in pages: by number, by cursor, and by link.
-fn rest(books: &Books, uri: &Uri) -> Response {
+fn rest(state: &UpstreamState, uri: &Uri) -> Response {
     let Parameters(given) = Parameters::<HashMap<String, String>>::try_from_uri(uri).unwrap();
     let user = |id: &str| {
-        let name = match books.users.get(id) {
+        let name = match state.users.get(id) {
             Some(Peculiar::Gone) => return None,
             Some(Peculiar::Named(name)) => name.clone(),
-            _ => name(id, books.versions.len()),
+            _ => name(id, state.versions.len()),
         };
         let id = id.parse::<i64>().map_or_else(|_| json!(id), |id| json!(id));
         let (username, at) = (format!("user{id}"), "2024-05-06T07:08:09Z");
@@ -270,9 +270,9 @@ fn rest(books: &Books, uri: &Uri) -> Response {
     };
     let number = |name: &str| given.get(name).and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
     let page = |from: usize| {
-        let to = books.people.min(from + number("n"));
+        let to = state.people.min(from + number("n"));
         let users: Vec<_> = (from..to).filter_map(|id| user(&id.to_string())).collect();
-        (users, (to < books.people).then_some(to))
+        (users, (to < state.people).then_some(to))
     };
     let earlier = number("page").max(1) - 1;
     match uri.path() {
@@ -320,13 +320,13 @@ fn number(id: &str) -> &str {
     id.rsplit('/').next().unwrap()
 }
 
-fn look<'a>(context: &Context<'a>) -> MutexGuard<'a, Books> {
+fn lock_state<'a>(context: &Context<'a>) -> MutexGuard<'a, UpstreamState> {
     context.data_unchecked::<Shared>().lock().unwrap()
 }
 
 fn person(context: &Context<'_>, id: &str) -> Option<User> {
-    let books = look(context);
-    let (peculiar, version) = (books.users.get(number(id)).cloned(), books.versions.len());
+    let state = lock_state(context);
+    let (peculiar, version) = (state.users.get(number(id)).cloned(), state.versions.len());
     (!matches!(peculiar, Some(Peculiar::Gone))).then(|| User { id: id.to_owned(), peculiar, version })
 }
 
@@ -354,7 +354,7 @@ impl Query {
 
     async fn people(&self, context: &Context<'_>, first: usize, after: Option<String>) -> UserPage {
         let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
-        let all = look(context).people;
+        let all = lock_state(context).people;
         let to = all.min(from + first);
         let nodes = (from..to).map(|id| person(context, &id.to_string())).collect();
         UserPage { nodes, page_info: PageInfo { has_next_page: to < all, end_cursor: Some(to.to_string()) } }
@@ -394,7 +394,7 @@ struct User {
     version: usize,
 }
 
-/// The name of a user after so many changes.
+/// The name of a user after this number of changes.
 pub fn name(number: &str, version: usize) -> String {
     if version == 0 { format!("User {number}") } else { format!("User {number} v{version}") }
 }
@@ -455,13 +455,13 @@ impl Group {
         include_subgroups: Option<bool>,
     ) -> ProjectPage {
         assert!(include_subgroups.is_none_or(|include| include));
-        let books = look(context);
+        let state = lock_state(context);
         let from: usize = after.map_or(0, |cursor| cursor.parse().unwrap());
-        let page = books.projects.iter().skip(from).take(first);
+        let page = state.projects.iter().skip(from).take(first);
         let nodes = page.map(|number| Some(Project { id: format!("gid://gitlab/Project/{number}") }));
         let nodes: Vec<_> = nodes.collect();
         let to = from + nodes.len();
-        let page_info = PageInfo { has_next_page: to < books.projects.len(), end_cursor: Some(to.to_string()) };
+        let page_info = PageInfo { has_next_page: to < state.projects.len(), end_cursor: Some(to.to_string()) };
         ProjectPage { nodes, page_info }
     }
 }
@@ -486,7 +486,7 @@ impl Project {
 
     #[allow(clippy::unused_async, reason = "the macro wants it")]
     async fn description(&self, context: &Context<'_>) -> async_graphql::Result<Option<String>> {
-        match look(context).users.get(number(&self.id)) {
+        match lock_state(context).users.get(number(&self.id)) {
             Some(Peculiar::Named(name)) => Ok(Some(name.clone())),
             Some(Peculiar::Broken) => Err(PRIVATE.into()),
             _ => Ok(None),

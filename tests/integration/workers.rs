@@ -1,42 +1,43 @@
-//! Worker processes that cannot do their part, or are away for a while.
+//! Worker processes that cannot claim runs, or are paused for a while.
 
 use serde_json::json;
 use sync_operator::domain::job::is_complete;
 
 use crate::{
-    operator::{apply_job, finished, get, slow, under_way},
-    own::Redis,
+    operator::{apply_job, finished, get, slow, wait_until_running},
     replicas::probe_port,
-    support::{Servers, World, eventually},
+    servers::Redis,
+    support::{Servers, TestEnv, eventually},
 };
 
-/// Redis answers all that a worker asks, but for its looks for runs.
+/// Redis answers all commands of a worker except its claims.
 #[tokio::test]
-async fn a_worker_whose_looks_for_runs_are_not_answered_is_not_ready() {
+async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let world = World::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
     let mut worker = world.operator("worker", &[]);
     let port = probe_port(&worker).await;
     let readyz = async |code: u16, body: &str| {
         eventually(body, async || get(port, "/readyz").await.filter(|answer| *answer == (code, body.to_owned()))).await
     };
     readyz(200, r#"{"ready":true}"#).await;
-    // Only claims read in this way.
+    // Only claims use this command.
     redis.ask::<()>("ACL SETUSER default -zrange").await;
     readyz(503, r#"{"ready":false,"missing":["workers"]}"#).await;
-    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "its renewals are answered");
+    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "the renewals are answered");
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     redis.ask::<()>("ACL SETUSER default +zrange").await;
     readyz(200, r#"{"ready":true}"#).await;
     assert!(worker.is_running());
 }
 
-/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and wakes up when another one has its run.
+/// Scenario 16 of the fault list: a worker is paused for longer than its lease, and continues when another worker has
+/// its run.
 #[tokio::test]
 async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(USERS, 0).await;
     let lease = ["--lease-duration", "2s"];
     let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
@@ -44,12 +45,12 @@ async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     let mut spec = slow();
     spec["target"] = json!({"filter": {"_id": {"$gte": 0}}});
     apply_job(&world, "run", spec).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
     first.signal("STOP");
     let second = world.operator("worker", &lease);
-    eventually("the other one has the run", async || second.log().contains("run claimed").then_some(())).await;
+    eventually("the other worker has the run", async || second.log().contains("run claimed").then_some(())).await;
     first.signal("CONT");
-    eventually("the first one knows", async || first.log().contains("lease lost").then_some(())).await;
+    eventually("the first worker has lost its lease", async || first.log().contains("lease lost").then_some(())).await;
 
     let job = finished(&world, "run").await;
     let status = job.status.as_ref().unwrap();

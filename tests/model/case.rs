@@ -1,4 +1,4 @@
-//! Random cases: a collection, its sources, and what happens to them. A case follows from its seed alone.
+//! Random cases: a collection, its sources, and the steps. The seed determines the case.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,14 @@ use bson::{Bson, Document, Uuid, doc, oid::ObjectId};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Map, Value, json};
 
-/// Numbers of people whom sources may list.
+/// Numbers below this one are those of people that sources may list.
 const PEOPLE: u32 = 8;
-/// Numbers from here on are those of people whom no source ever lists.
+/// Numbers from this one on are those of people that no source ever lists.
 const LOCALS: u32 = 100;
 /// The namespace of all SyncJobs.
 pub const NAMESPACE: &str = "model";
 
-/// What keys are in documents and in results.
+/// The types of keys in documents and in results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
     /// Numbers of all types in documents, numbers in results.
@@ -56,7 +56,7 @@ impl Keys {
         }
     }
 
-    /// The number of a key that is written as people do. Exactly as results have it, unless `any` form will do.
+    /// The number of a key in a text. The text has the form of results, or with `any` another form.
     pub fn number(self, text: &str, any: bool) -> Option<u32> {
         let number = match self {
             Self::Texts => text.strip_prefix("User-").or(text.strip_prefix("USER-").filter(|_| any))?.parse().ok()?,
@@ -100,7 +100,7 @@ fn uuid(number: u32) -> String {
     format!("00000000-0000-4000-8000-{number:012x}")
 }
 
-/// How a source is asked.
+/// The way of batching or paging of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Cursor,
@@ -110,7 +110,7 @@ pub enum Way {
     PerBatch,
 }
 
-/// How a source says that it has nothing for a key.
+/// The way in which a source reports a missing key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     Status(u16),
@@ -118,18 +118,18 @@ pub enum Gone {
     EmptyList,
 }
 
-/// How the last page by cursor says so.
+/// The way in which the last page by cursor declares itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastPage {
     Null,
     Empty,
     False,
     Absent,
-    /// With a field of its own.
+    /// A separate field.
     More,
 }
 
-/// What a run does about documents that the source does not have.
+/// The action of a run for documents that the source lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMissing {
     Fail,
@@ -138,11 +138,11 @@ pub enum OnMissing {
     Delete,
 }
 
-/// A source and the part of the spec that is the same for all its runs.
+/// A source, and the part of the spec that all its runs share.
 #[derive(Clone, Debug)]
 pub struct SourceCase {
     pub name: Option<&'static str>,
-    /// Object of the document that holds what is mapped.
+    /// Object of the document with the mapped fields.
     pub field: &'static str,
     pub way: Way,
     pub is_graph_ql: bool,
@@ -167,11 +167,11 @@ pub struct SourceCase {
     pub rollback: bool,
     pub retries: u32,
     pub max_failed_percent: Option<u32>,
-    /// Whom it lists at first.
+    /// The people that it lists at first.
     pub people: BTreeSet<u32>,
 }
 
-/// What a result is like.
+/// The kind of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
     Good,
@@ -183,16 +183,16 @@ pub enum Flavour {
 
 /// A change outside of runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Deed {
-    /// The source lists someone from now on, or with something new.
+pub enum Change {
+    /// The source adds a person, or changes it.
     List(usize, u32, Flavour),
-    /// The source does not list someone any more.
+    /// The source drops a person.
     Drop(usize, u32),
     /// The application inserts a document with this key.
     Insert(u32, u8),
     /// The application inserts a document without a key.
     InsertKeyless,
-    /// The application writes something else into documents with this key.
+    /// The application changes another field of documents with this key.
     Touch(u32),
     /// The application sets the field that a mark sets.
     Activate(u32),
@@ -200,20 +200,20 @@ pub enum Deed {
     Delete(u32),
 }
 
-/// What happens to a request instead of its answer.
+/// A fault of a request or its answer.
 #[derive(Clone, Copy, Debug)]
-pub enum Trouble {
+pub enum RequestFault {
     Status(u16),
-    /// It is limited for so many seconds.
+    /// A rate limit for this number of seconds.
     Limited(u32),
     NoJson,
     /// The next page is the first one again.
     Loop,
     /// The list has a null.
     Null,
-    /// The first result is there twice, the same or not.
+    /// The answer has the first result twice, equal (`true`) or not.
     Twice(bool),
-    /// The answer takes so many milliseconds.
+    /// The answer takes this number of milliseconds.
     Slow(u64),
 }
 
@@ -222,30 +222,30 @@ pub enum Trouble {
 pub struct Quirks {
     /// Most results of a page.
     pub cap: Option<usize>,
-    /// People whom the source leaves out after it has cut the list into pages.
+    /// People that the source leaves out after it has cut the list into pages.
     pub hidden: BTreeSet<u32>,
-    /// By number, the last page again instead of an empty one.
+    /// By page number, the last page again instead of an empty page.
     pub clamps: bool,
-    /// By number, 404 instead of an empty page.
+    /// By page number, 404 instead of an empty page.
     pub not_found: bool,
-    /// The list ends after so many results.
+    /// The list ends after this number of results.
     pub truncated: Option<usize>,
-    /// How much the total is off.
+    /// Error of the total.
     pub total_off: i64,
     /// By number of the request.
-    pub troubles: BTreeMap<u32, Trouble>,
+    pub request_faults: BTreeMap<u32, RequestFault>,
 }
 
-/// The end of an attempt in the middle.
+/// The point at which an attempt is killed.
 #[derive(Clone, Copy, Debug)]
 pub enum Kill {
-    /// When it sends its next request of this number.
+    /// At its request with this number.
     Request(u32),
-    /// The same, but it finishes what is in flight.
+    /// At its request with this number, but requests in flight complete.
     Recall(u32),
-    /// When it saves a checkpoint for the time of this number.
+    /// At the checkpoint with half of this number. An even number saves this checkpoint.
     Save(u32),
-    /// When it was polled so often.
+    /// After this number of polls.
     Polls(u32),
 }
 
@@ -259,21 +259,21 @@ pub struct RunCase {
     /// `source.adopt`
     pub adopts: bool,
     pub quirks: Quirks,
-    /// By number of the request before whose answer they are done.
-    pub drift: BTreeMap<u32, Vec<Deed>>,
+    /// Changes before the answer to the request with this number.
+    pub drift: BTreeMap<u32, Vec<Change>>,
     pub kills: Vec<Kill>,
-    /// What is approved when it is held: more than, or less than, what it asks for.
+    /// Approvals of the run when it is held: the difference to the held number.
     pub approvals: Vec<i64>,
 }
 
-/// What is done after the other.
+/// A step of a case.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Deeds(Vec<Deed>),
+    Changes(Vec<Change>),
     /// Time passes, in milliseconds.
     Wait(i64),
     Run(Box<RunCase>),
-    /// Two runs at once; the second one starts after so many requests of the first one.
+    /// Two concurrent runs. The second run starts after this number of requests of the first run.
     Both(Box<RunCase>, Box<RunCase>, u32),
 }
 
@@ -286,14 +286,14 @@ pub enum Start {
     ArrayKey,
 }
 
-/// All of it.
+/// A case.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
     pub keys: Keys,
     pub key_field: &'static str,
     pub collation: bool,
-    /// `None`: there is no index on the key. Else whether it is unique.
+    /// Whether the index on the key is unique. `None`: the key has no index.
     pub index: Option<bool>,
     pub documents: Vec<Start>,
     pub sources: Vec<SourceCase>,
@@ -342,7 +342,7 @@ impl Case {
         Self { seed, keys, key_field, collation, index, documents, sources, steps }
     }
 
-    /// A document of this key, with an `_id` that nobody has yet.
+    /// A document of this key, with an unused `_id`.
     pub fn document(&self, id: i32, key: Option<Bson>, team: &str) -> Document {
         let mut document = doc! {"_id": id, "team": team, "note": 0, "active_a": true, "active_b": true};
         match (self.key_field, key) {
@@ -492,7 +492,7 @@ impl SourceCase {
         pagination
     }
 
-    /// The source behaves so that a proved walk of this run has listed all that was there all the time.
+    /// Whether a proved walk of this run has listed every document that the source had during the whole walk.
     pub fn is_honest(&self, quirks: &Quirks) -> bool {
         let is_shortened = quirks.cap.is_some() || !quirks.hidden.is_empty();
         let ends_early = self.ends_short || self.typo || self.way == Way::Number;
@@ -614,15 +614,15 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
     for number in 0..runs {
         if number > 0 && dice.chance(80) {
             let count = 1 + dice.below(6);
-            steps.push(Step::Deeds((0..count).map(|_| deed(dice, sources, is_unique, collation)).collect()));
+            steps.push(Step::Changes((0..count).map(|_| change(dice, sources, is_unique, collation)).collect()));
         }
         if dice.chance(50) {
             steps.push(Step::Wait(dice.of(&[100, 2000])));
         }
-        // The first runs confirm something.
-        let trouble = !calm && number > 0;
-        let run = run(dice, sources, is_unique, collation, trouble);
-        if trouble && run.source.is_some() && !run.dry && dice.chance(20) {
+        // The first runs confirm documents.
+        let fault = !calm && number > 0;
+        let run = run(dice, sources, is_unique, collation, fault);
+        if fault && run.source.is_some() && !run.dry && dice.chance(20) {
             let is_troubled = dice.chance(50);
             let other = self::run(dice, sources, is_unique, collation, is_troubled);
             let other = RunCase { source: run.source, dry: false, incremental: false, adopts: false, ..other };
@@ -634,46 +634,46 @@ fn steps(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bo
     steps
 }
 
-fn deed(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Deed {
-    // A few people come and go often.
+fn change(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool) -> Change {
+    // A few people are often added and dropped.
     let number = if dice.chance(60) { dice.below(3) } else { dice.below(PEOPLE) };
     let source = dice.below(sources.len() as u32) as usize;
     match dice.below(100) {
-        0..38 => Deed::Drop(source, number),
-        38..55 => Deed::List(source, number, Flavour::Good),
-        55..66 => Deed::List(source, number, dice.of(&[Flavour::Unmappable, Flavour::Refused])),
+        0..38 => Change::Drop(source, number),
+        38..55 => Change::List(source, number, Flavour::Good),
+        55..66 => Change::List(source, number, dice.of(&[Flavour::Unmappable, Flavour::Refused])),
         66..78 => {
             let number = if dice.chance(20) { LOCALS + dice.below(8) } else { number };
-            Deed::Insert(number, u8::from(collation && dice.chance(15)))
+            Change::Insert(number, u8::from(collation && dice.chance(15)))
         }
-        78..80 if !is_unique => Deed::InsertKeyless,
-        86..92 => Deed::Activate(number),
-        92..95 => Deed::Delete(number),
-        _ => Deed::Touch(number),
+        78..80 if !is_unique => Change::InsertKeyless,
+        86..92 => Change::Activate(number),
+        92..95 => Change::Delete(number),
+        _ => Change::Touch(number),
     }
 }
 
-fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool, trouble: bool) -> RunCase {
+fn run(dice: &mut Dice, sources: &[SourceCase], is_unique: bool, collation: bool, fault: bool) -> RunCase {
     let at = dice.below(sources.len() as u32) as usize;
     let source = &sources[at];
-    let drifts = trouble && dice.chance(50);
+    let drifts = fault && dice.chance(50);
     let drift = |dice: &mut Dice| {
-        let mut drift: BTreeMap<u32, Vec<Deed>> = BTreeMap::new();
+        let mut drift: BTreeMap<u32, Vec<Change>> = BTreeMap::new();
         for _ in 0..dice.below(6) {
             let request = dice.below(12);
-            drift.entry(request).or_default().push(deed(dice, sources, is_unique, collation));
+            drift.entry(request).or_default().push(change(dice, sources, is_unique, collation));
         }
         drift
     };
-    let kills = if trouble && dice.chance(25) { (0..=dice.below(3)).map(|_| kill(dice)).collect() } else { Vec::new() };
-    let mut quirks = if trouble && dice.chance(45) { quirks(dice, source) } else { Quirks::default() };
+    let kills = if fault && dice.chance(25) { (0..=dice.below(3)).map(|_| kill(dice)).collect() } else { Vec::new() };
+    let mut quirks = if fault && dice.chance(45) { quirks(dice, source) } else { Quirks::default() };
     if !kills.is_empty() && dice.chance(40) {
         // Checkpoints are not saved more often.
-        quirks.troubles.insert(dice.below(6), Trouble::Slow(260));
+        quirks.request_faults.insert(dice.below(6), RequestFault::Slow(260));
     }
     RunCase {
-        source: (!(trouble && dice.chance(3))).then_some(at),
-        dry: trouble && dice.chance(5),
+        source: (!(fault && dice.chance(3))).then_some(at),
+        dry: fault && dice.chance(5),
         incremental: !source.is_paged() && dice.chance(20),
         adopts: source.is_paged() && source.removes() && dice.chance(6),
         quirks,
@@ -714,17 +714,17 @@ fn quirks(dice: &mut Dice, source: &SourceCase) -> Quirks {
         quirks.total_off = dice.of(&[-2, 1, 3]);
     }
     for _ in 0..dice.below(3) {
-        let trouble = match dice.below(12) {
-            0..3 => Trouble::Status(dice.of(&[500, 503, 404, 400, 403, 504])),
-            3 | 4 => Trouble::Limited(dice.of(&[1, 60])),
-            5 => Trouble::NoJson,
-            6 => Trouble::Loop,
-            7 => Trouble::Null,
-            8 => Trouble::Twice(true),
-            9 => Trouble::Twice(false),
-            _ => Trouble::Slow(u64::from(1 + dice.below(4))),
+        let fault = match dice.below(12) {
+            0..3 => RequestFault::Status(dice.of(&[500, 503, 404, 400, 403, 504])),
+            3 | 4 => RequestFault::Limited(dice.of(&[1, 60])),
+            5 => RequestFault::NoJson,
+            6 => RequestFault::Loop,
+            7 => RequestFault::Null,
+            8 => RequestFault::Twice(true),
+            9 => RequestFault::Twice(false),
+            _ => RequestFault::Slow(u64::from(1 + dice.below(4))),
         };
-        quirks.troubles.insert(dice.below(8), trouble);
+        quirks.request_faults.insert(dice.below(8), fault);
     }
     quirks
 }

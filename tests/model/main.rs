@@ -1,7 +1,9 @@
-//! A model of what runs may do to documents: random collections, sources, specs, runs, overlaps and kills, against the
-//! engine in this process, a real MongoDB and a small HTTP server. After each run an oracle looks whether a living document
-//! was harmed. `make prove-model CASES=10000 SEED=1`; a failure prints the seed of its case, and `CASES=1 SEED=that`
-//! plays it again.
+//! A model of the changes of documents by runs: random collections, sources, specs, runs, overlaps and kills, against
+//! the engine in this process, a real MongoDB and a small HTTP server. After each run an oracle checks that no present
+//! document was harmed.
+//!
+//! `make prove-model CASES=10000 SEED=1` plays the cases. A failure prints the seed of its case, and
+//! `CASES=1 SEED=that` plays it again.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +12,7 @@
     clippy::too_many_lines,
     clippy::struct_excessive_bools,
     clippy::default_trait_access,
-    reason = "a case that cannot go on fails"
+    reason = "a case that cannot continue fails"
 )]
 
 mod case;
@@ -24,18 +26,18 @@ use std::{collections::HashMap, env, process::Command};
 use futures::{FutureExt, StreamExt, stream};
 use sync_operator::sync::Deployment;
 
-use crate::{case::Case, play::Ground};
+use crate::{case::Case, play::Environment};
 
-/// Cases that are played at a time.
+/// Number of concurrent cases.
 const AT_ONCE: usize = 12;
 /// Failures that are printed.
 const SHOWN: usize = 5;
 
-/// A MongoDB of its own, stopped when dropped.
+/// A MongoDB server of the model. Stopped when dropped.
 struct Server(Option<String>);
 
 impl Server {
-    /// Starts one, unless there is one already, and returns its address.
+    /// Starts a server, unless `MONGODB_URI` names one, and returns its address.
     fn start() -> (Self, String) {
         if let Ok(uri) = env::var("MONGODB_URI") {
             return (Self(None), uri);
@@ -72,7 +74,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let is_proved = runtime.block_on(prove(&uri, cases, seed));
     drop(server);
-    // Clients of MongoDB do not like a runtime that ends under them.
+    // The clients of MongoDB would fail at the end of the runtime.
     std::process::exit(i32::from(!is_proved))
 }
 
@@ -82,10 +84,10 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     let stages = stage::Stages::default();
     let address = stage::serve(stages.clone()).await;
     let deployment = Deployment::new(&slow::proxy(uri).await, &name, &[], None).await.unwrap();
-    let ground = Ground { deployment, sources: play::sources(), database: database.clone(), stages, address };
+    let environment = Environment { deployment, sources: play::sources(), database: database.clone(), stages, address };
     assert_eq!(format!("{:?}", Case::new(seed)), format!("{:?}", Case::new(seed)), "a case follows from its seed");
     let play = async |seed| {
-        let played = std::panic::AssertUnwindSafe(play::play(&ground, Case::new(seed))).catch_unwind().await;
+        let played = std::panic::AssertUnwindSafe(play::play(&environment, Case::new(seed))).catch_unwind().await;
         (seed, played.unwrap_or_else(|_| Err("a panic, see above".to_owned())))
     };
     let mut played = stream::iter((0..cases).map(|number| play(seed.wrapping_add(number)))).buffer_unordered(AT_ONCE);
@@ -108,7 +110,7 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
         }
     }
     database.drop().await.unwrap();
-    // A model in which nothing happens proves nothing.
+    // A model without events proves nothing.
     for name in ["marked", "deleted", "unmarked", "held", "approved", "killed", "skipped"] {
         let happened: u64 = sums.get(name).copied().unwrap_or_default();
         assert!(happened > 0 || cases < 300, "nothing was {name} in {cases} cases");
@@ -122,12 +124,12 @@ async fn prove(uri: &str, cases: u64, seed: u64) -> bool {
     failed == 0
 }
 
-/// What happens in a case, when it is the only one.
+/// The steps of a case, which are printed when it is the only one.
 fn all_steps(case: &Case) -> String {
     case.steps.iter().enumerate().map(|(at, step)| format!("step {at}: {step:?}")).collect::<Vec<_>>().join("\n  ")
 }
 
-/// What is to be known of a case without its steps.
+/// Summary of a case without its steps.
 fn summary(case: &Case) -> String {
     let Case { keys, key_field, collation, index, documents, sources, .. } = case;
     format!(

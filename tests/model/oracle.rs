@@ -1,4 +1,5 @@
-//! What must be true after each run, by what the sources said and the application did. Knows nothing of how the engine decides.
+//! Checks after each run, from the answers of the sources and the changes of the application. The oracle does not use
+//! the decisions of the engine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -6,14 +7,14 @@ use bson::{Bson, Document};
 
 use crate::{
     case::{Case, LastPage, NAMESPACE, OnMissing, SourceCase, Way},
-    play::{End, Played, Snapshot},
-    stage::{Answer, Books, Done, Said, Stage},
+    play::{End, RunResult, Snapshot},
+    stage::{Answer, Done, Record, Reported, Stage},
 };
 
 /// Failed documents whose keys a run keeps.
 const SHOWN_FAILURES: i64 = 20;
 
-/// How much of everything there was: a model in which nothing happens proves nothing.
+/// Number of each kind of event. A model without events proves nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Sums(BTreeMap<&'static str, u64>);
 
@@ -26,7 +27,7 @@ impl Sums {
     }
 }
 
-/// What a source keeps in a document.
+/// The state of a source in a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct State {
     at: Option<i64>,
@@ -34,32 +35,32 @@ struct State {
     gone: Option<i64>,
 }
 
-/// What the oracle remembers from one run to the next.
+/// The oracle, with its state between runs.
 pub struct Oracle<'a> {
     stage: &'a Stage,
     pub sums: Sums,
-    /// When documents came, by `_id`. Those of the beginning are not in it.
+    /// Insertion times of documents, by `_id`, without the documents of the beginning.
     born: HashMap<String, i64>,
-    /// When the run started that marked a document, by `_id` and source.
+    /// Start of the run that marked a document, by `_id` and source.
     marked: HashMap<(String, usize), i64>,
-    /// When a source last listed someone in an answer that was used.
+    /// Time at which a source last listed a person in a used answer.
     listed: HashMap<(usize, u32), i64>,
-    /// What a field was before the mark set it, by `_id` and source.
+    /// Value of a field before the mark set it, by `_id` and source.
     before_mark: HashMap<(String, usize), Option<Bson>>,
-    /// When a run adopted a document, by `_id` and source.
+    /// Time at which a run adopted a document, by `_id` and source.
     adopted: HashMap<(String, usize), i64>,
     answers: Vec<Answer>,
 }
 
-/// A run and what was said in it.
-struct Seen<'a> {
-    run: &'a Played,
+/// A run, and the reports of its source.
+struct ObservedRun<'a> {
+    run: &'a RunResult,
     at: usize,
     source: &'a SourceCase,
-    /// The last that it was told of someone, in attempts all of whose answers were used.
-    used: BTreeMap<u32, (i64, Said)>,
-    /// All that it was told in them.
-    all: Vec<(u32, i64, Said)>,
+    /// The last report on each person, in attempts that used all their answers.
+    used: BTreeMap<u32, (i64, Reported)>,
+    /// All reports in these attempts.
+    all: Vec<(u32, i64, Reported)>,
     /// Time of the last answer.
     walked: i64,
     pages: usize,
@@ -67,18 +68,18 @@ struct Seen<'a> {
     keyless: usize,
 }
 
-/// Requests by which an attempt looks whether the source has anything.
+/// Requests by which an attempt checks that the source has any results.
 struct Probe {
     size: u32,
     left: u32,
     found: bool,
 }
 
-/// Collects what is wrong.
-struct Wrong(Vec<String>);
+/// The violated conditions.
+struct Violations(Vec<String>);
 
-impl Wrong {
-    fn unless(&mut self, holds: bool, text: impl FnOnce() -> String) {
+impl Violations {
+    fn require(&mut self, holds: bool, text: impl FnOnce() -> String) {
         if !holds {
             self.0.push(text());
         }
@@ -130,9 +131,9 @@ impl<'a> Oracle<'a> {
         self.case().number(document)
     }
 
-    /// Takes note of what the application did between runs.
+    /// Records the changes of the application between runs.
     pub fn forget_done(&mut self) {
-        let done = std::mem::take(&mut self.stage.books().done);
+        let done = std::mem::take(&mut self.stage.record().done);
         for (at, id, done) in done {
             if matches!(done, Done::Inserted(_)) {
                 self.born.insert(id.clone(), at);
@@ -143,12 +144,12 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// Judges a step. `before` is what the collection was.
-    pub fn judge(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[Played]) -> Result<(), Vec<String>> {
-        let mut books = self.stage.books();
-        let (answers, done) = (std::mem::take(&mut books.answers), std::mem::take(&mut books.done));
+    /// Checks a step. `before` is the collection before it.
+    pub fn check(&mut self, mut before: Snapshot, after: &Snapshot, runs: &[RunResult]) -> Result<(), Vec<String>> {
+        let mut record = self.stage.record();
+        let (answers, done) = (std::mem::take(&mut record.answers), std::mem::take(&mut record.done));
         let used = self.without_probes(answers.clone(), runs);
-        let mut wrong = Wrong(Vec::new());
+        let mut violations = Violations(Vec::new());
         let (mut deleted, mut activated) = (BTreeSet::new(), BTreeSet::new());
         for (at, id, done) in &done {
             match done {
@@ -161,11 +162,11 @@ impl<'a> Oracle<'a> {
                 Done::Activated => drop(activated.insert(id.clone())),
             }
         }
-        let seen: Vec<Seen<'_>> = runs.iter().filter_map(|run| self.see(run, &used)).collect();
+        let seen: Vec<ObservedRun<'_>> = runs.iter().filter_map(|run| self.observe(run, &used)).collect();
         for run in runs {
             self.tally(run);
             let counts = &run.checkpoint.counts;
-            wrong.unless(counts.processed == counts.updated + counts.unchanged + counts.failed, || {
+            violations.require(counts.processed == counts.updated + counts.unchanged + counts.failed, || {
                 format!("run {}: counts do not add up: {counts:?}", run.number)
             });
         }
@@ -180,42 +181,42 @@ impl<'a> Oracle<'a> {
                 (Some(_), _) if deleted.contains(id) && documents.1.is_none() => {}
                 (None, Some(new)) => {
                     happened.made += 1;
-                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut violations);
                 }
                 (Some(_), Some(new)) if deleted.contains(id) => {
-                    self.judge_new(&document, new, after, runs, &seen, &mut wrong);
+                    self.check_new(&document, new, after, runs, &seen, &mut violations);
                 }
                 (Some(old), None) => {
                     happened.deleted += 1;
                     happened.gone.insert(id.clone());
-                    self.judge_deleted(&document, old, &seen, &mut wrong);
+                    self.check_deleted(&document, old, &seen, &mut violations);
                 }
                 (Some(old), Some(new)) => {
-                    self.judge_kept(&document, old, new, runs, &seen, &books, &mut happened, &mut wrong);
+                    self.check_kept(&document, old, new, runs, &seen, &record, &mut happened, &mut violations);
                 }
                 (None, None) => {}
             }
         }
         if let [seen] = seen.as_slice() {
-            // One write may change several documents, or one of another form.
+            // One write may change several documents, or a document with another form of the key.
             let is_exact = shared.is_empty() && !self.case().collation;
-            judge_counts(seen, &touched, &happened, is_exact, &mut wrong);
-            self.judge_guard(seen, &before, after, &touched, &happened, &mut wrong);
-            self.judge_completeness(seen, &before, after, &shared, &touched, &happened, &mut wrong);
-            judge_proof(seen, &mut wrong);
+            check_counts(seen, &touched, &happened, is_exact, &mut violations);
+            self.check_guard(seen, &before, after, &touched, &happened, &mut violations);
+            self.check_completeness(seen, &before, after, &shared, &touched, &happened, &mut violations);
+            check_proof(seen, &mut violations);
         }
         for seen in &seen {
-            self.judge_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut wrong);
+            self.check_listed(seen, &seen_versions(&answers, runs, seen.at), &before, after, &touched, &mut violations);
         }
         self.before_mark.retain(|(id, _), _| !activated.contains(id));
         self.sums.add("marked", happened.marked.len());
         self.sums.add("deleted", happened.deleted);
         self.sums.add("unmarked", happened.unmarked);
         self.remember(&seen, &before, after, &happened);
-        if wrong.0.is_empty() { Ok(()) } else { Err(wrong.0) }
+        if violations.0.is_empty() { Ok(()) } else { Err(violations.0) }
     }
 
-    fn tally(&mut self, run: &Played) {
+    fn tally(&mut self, run: &RunResult) {
         self.sums.add("runs", 1);
         self.sums.add("attempts", run.attempts as usize);
         self.sums.add("killed", usize::from(run.was_killed));
@@ -227,7 +228,7 @@ impl<'a> Oracle<'a> {
         self.sums.add("approved", usize::from(approved));
     }
 
-    fn see<'r>(&self, run: &'r Played, answers: &[Answer]) -> Option<Seen<'r>>
+    fn observe<'r>(&self, run: &'r RunResult, answers: &[Answer]) -> Option<ObservedRun<'r>>
     where
         'a: 'r,
     {
@@ -239,19 +240,19 @@ impl<'a> Oracle<'a> {
             walked = answer.at;
             pages += 1;
             if run.whole.contains(&answer.attempt) {
-                used.extend(answer.said.iter().map(|(number, said)| (*number, (answer.at, *said))));
-                all.extend(answer.said.iter().map(|(number, said)| (*number, answer.at, *said)));
+                used.extend(answer.reported.iter().map(|(number, reported)| (*number, (answer.at, *reported))));
+                all.extend(answer.reported.iter().map(|(number, reported)| (*number, answer.at, *reported)));
                 keyless += answer.keyless;
             }
         }
         let failures = run.checkpoint.failures.iter();
         let failed = failures.filter_map(|failure| self.case().keys.number(&failure.key, true)).collect();
-        Some(Seen { run, at, source, used, all, walked, pages, failed, keyless })
+        Some(ObservedRun { run, at, source, used, all, walked, pages, failed, keyless })
     }
 
-    /// The answers without those to the first requests of each attempt that asks for each document: it looks whether the source has any
-    /// of them, 1, 2, 4 and so on at a time, and does nothing else with what it is told.
-    fn without_probes(&self, answers: Vec<Answer>, runs: &[Played]) -> Vec<Answer> {
+    /// The answers without probes. An attempt with a request for each document first checks that the source has any of
+    /// them, with 1, 2, 4 and so on requests, and does not use these answers otherwise.
+    fn without_probes(&self, answers: Vec<Answer>, runs: &[RunResult]) -> Vec<Answer> {
         let mut probing: HashMap<(usize, u32), Probe> = HashMap::new();
         let probes = |answer: &Answer| {
             let source = runs.iter().find(|run| run.number == answer.run)?.case.source?;
@@ -267,7 +268,7 @@ impl<'a> Oracle<'a> {
                 return true;
             }
             probe.left -= 1;
-            probe.found |= answer.said.iter().any(|(_, said)| matches!(said, Said::Item(_)));
+            probe.found |= answer.reported.iter().any(|(_, reported)| matches!(reported, Reported::Item(_)));
             if probe.left == 0 && !probe.found {
                 probe.size *= 2;
                 probe.left = probe.size;
@@ -295,74 +296,85 @@ impl<'a> Oracle<'a> {
         !source.filter || document.get_str("team").is_ok_and(|team| team == "x")
     }
 
-    /// A run made a document.
-    fn judge_new(
+    /// Checks a document that a run inserted.
+    fn check_new(
         &mut self,
         subject: &Subject<'_>,
         new: &Document,
         after: &Snapshot,
-        runs: &[Played],
-        seen: &[Seen<'_>],
-        wrong: &mut Wrong,
+        runs: &[RunResult],
+        seen: &[ObservedRun<'_>],
+        violations: &mut Violations,
     ) {
         self.born.insert(subject.id.to_owned(), runs.iter().map(|run| run.started).min().unwrap_or_default());
         self.marked.retain(|(id, _), _| id != subject.id);
         let number = self.number(new).map(|(number, _)| number);
-        let is_listed = |seen: &Seen<'_>| {
-            let item = |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| says_item(answer, n));
+        let is_listed = |seen: &ObservedRun<'_>| {
+            let item =
+                |answer: &&Answer| answer.run == seen.run.number && number.is_some_and(|n| reports_item(answer, n));
             seen.source.upsert && !seen.run.case.dry && self.answers.iter().any(|answer| item(&answer))
         };
-        wrong.unless(seen.iter().any(is_listed), || format!("{} was made, and no source lists it: {new}", subject.id));
+        violations.require(seen.iter().any(is_listed), || {
+            format!("{} was inserted, and no source lists it: {new}", subject.id)
+        });
         let twins = after.values().filter(|other| self.number(other).map(|(number, _)| number) == number).count();
-        wrong.unless(twins == 1, || format!("{} was made, and its key was there: {new}", subject.id));
+        violations.require(twins == 1, || format!("{} was inserted, and its key existed: {new}", subject.id));
     }
 
-    /// Why a document must not be marked by this run, or as well be deleted.
-    fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &Seen<'_>, since: i64) -> Vec<String> {
-        let mut wrong = Wrong(Vec::new());
+    /// The reasons why this run must not mark or delete a document.
+    fn refusals(&self, subject: &Subject<'_>, old: &Document, seen: &ObservedRun<'_>, since: i64) -> Vec<String> {
+        let mut violations = Violations(Vec::new());
         let run = seen.run;
-        wrong.unless(seen.source.removes(), || "the source removes nothing".to_owned());
-        wrong.unless(!run.case.dry, || "it is a dry run".to_owned());
-        wrong.unless(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
+        violations.require(seen.source.removes(), || "the source removes nothing".to_owned());
+        violations.require(!run.case.dry, || "it is a dry run".to_owned());
+        violations.require(Self::is_selected(seen.source, old), || "the filter leaves it out".to_owned());
         let is_skipped = run.end == End::Completed && run.checkpoint.removal_skipped.is_some();
         // A lost attempt may have removed documents after a walk of its own.
-        wrong.unless(!is_skipped || run.was_killed, || {
+        violations.require(!is_skipped || run.was_killed, || {
             format!("removal was skipped: {:?}", run.checkpoint.removal_skipped)
         });
-        // One that was held for its changes may still remove as many as its guard allows: see `judge_guard`.
-        wrong.unless(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
+        // A run that was held for its changes may still remove as many documents as its guard allows: see
+        // `check_guard`.
+        violations.require(run.held.is_none() || run.approved.is_some(), || {
+            "the run was held, and not approved".to_owned()
+        });
         let Some((number, _)) = self.number(old) else {
-            wrong.0.push("it has no key".to_owned());
-            return wrong.0;
+            violations.0.push("it has no key".to_owned());
+            return violations.0;
         };
-        wrong.unless(!subject.shared.contains(&number), || "another document has its key".to_owned());
-        wrong.unless(!seen.failed.contains(&number), || "its result failed".to_owned());
-        if let Some((at, Said::Item(_) | Said::Broken)) = seen.used.get(&number)
+        violations.require(!subject.shared.contains(&number), || "another document has its key".to_owned());
+        violations.require(!seen.failed.contains(&number), || "its result failed".to_owned());
+        if let Some((at, Reported::Item(_) | Reported::Broken)) = seen.used.get(&number)
             && !self.is_gone_after(seen, number, *at)
         {
-            wrong.0.push(format!("the walk listed it at {}", short(*at)));
+            violations.0.push(format!("the walk listed it at {}", short(*at)));
         }
         let born = self.born.get(subject.id).copied().unwrap_or(0);
-        wrong.unless(born < since, || format!("it came at {} and the walk began at {}", short(born), short(since)));
+        violations.require(born < since, || {
+            format!("it was inserted at {} and the walk began at {}", short(born), short(since))
+        });
         let confirms = |answer: &&Answer| {
-            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && says_item(answer, number)
+            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
         };
         let is_adopted = self.adopted.get(&(subject.id.to_owned(), seen.at)).is_some_and(|at| *at < since);
-        wrong.unless(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
+        violations.require(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
             format!("the source never listed it before {}", short(since))
         });
         if seen.source.way == Way::PerUser {
-            // A run also takes what another run of the source was told since it began.
-            let said =
-                |answer: &Answer| answer.at > run.started && self.is_of(answer, seen.at) && says_gone(answer, number);
-            wrong.unless(self.answers.iter().any(said), || "the source never said that it is gone".to_owned());
+            // A run also uses the reports that another run of the source has received since the run began.
+            let reported = |answer: &Answer| {
+                answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number)
+            };
+            violations.require(self.answers.iter().any(reported), || {
+                "the source never reported it as missing".to_owned()
+            });
         }
-        wrong.0
+        violations.0
     }
 
-    /// A source that is asked for each document said later that this one is gone, to any run.
-    fn is_gone_after(&self, seen: &Seen<'_>, number: u32, at: i64) -> bool {
-        let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && says_gone(answer, number);
+    /// Whether a source with a request for each document later reported this document as missing, to any run.
+    fn is_gone_after(&self, seen: &ObservedRun<'_>, number: u32, at: i64) -> bool {
+        let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && reports_gone(answer, number);
         seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
     }
 
@@ -385,8 +397,14 @@ impl<'a> Oracle<'a> {
         runs.collect()
     }
 
-    /// A run deleted a document.
-    fn judge_deleted(&self, subject: &Subject<'_>, old: &Document, seen: &[Seen<'_>], wrong: &mut Wrong) {
+    /// Checks a document that a run deleted.
+    fn check_deleted(
+        &self,
+        subject: &Subject<'_>,
+        old: &Document,
+        seen: &[ObservedRun<'_>],
+        violations: &mut Violations,
+    ) {
         let mut all = Vec::new();
         for this in seen {
             let mut why = self.refusals_of_deletion(subject, old, this, seen);
@@ -396,32 +414,32 @@ impl<'a> Oracle<'a> {
             why.insert(0, format!("run {}", this.run.number));
             all.push(why.join(", "));
         }
-        wrong.0.push(format!("{} was deleted: {}: {old}", subject.id, all.join("; ")));
+        violations.0.push(format!("{} was deleted: {}: {old}", subject.id, all.join("; ")));
     }
 
     fn refusals_of_deletion(
         &self,
         subject: &Subject<'_>,
         old: &Document,
-        this: &Seen<'_>,
-        seen: &[Seen<'_>],
+        this: &ObservedRun<'_>,
+        seen: &[ObservedRun<'_>],
     ) -> Vec<String> {
-        let mut why = Wrong(Vec::new());
-        why.unless(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
+        let mut why = Violations(Vec::new());
+        why.require(this.source.on_missing == OnMissing::Delete, || "its source deletes nothing".to_owned());
         let gone = self.state(this.at, old).gone;
         let key = (subject.id.to_owned(), this.at);
-        // The other one of two runs may have marked it, before this one began.
+        // The other of two runs may have marked it before this run began.
         let other =
             seen.iter().find(|other| other.run.number != this.run.number && other.run.started < this.run.started);
         let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
         let since = match (gone, self.marked.get(&key), other) {
             (Some(gone), Some(since), _) => {
-                why.unless(gone < this.run.started, || "it was marked after the run began".to_owned());
-                why.unless(gone + this.source.delete_after <= this.run.ended, || {
+                why.require(gone < this.run.started, || "it was marked after the run began".to_owned());
+                why.require(gone + this.source.delete_after <= this.run.ended, || {
                     "deleteAfter has not passed".to_owned()
                 });
                 let listed = self.listed.get(&(this.at, number)).copied().unwrap_or(0);
-                why.unless(listed < *since, || {
+                why.require(listed < *since, || {
                     format!("the walk before, or one since, listed it at {}", short(listed))
                 });
                 *since
@@ -439,65 +457,66 @@ impl<'a> Oracle<'a> {
         why.0
     }
 
-    /// A document was there before and after.
+    /// Checks a document that existed before and after the run.
     #[allow(clippy::too_many_arguments)]
-    fn judge_kept(
+    fn check_kept(
         &mut self,
         subject: &Subject<'_>,
         old: &Document,
         new: &Document,
-        runs: &[Played],
-        seen: &[Seen<'_>],
-        books: &Books,
+        runs: &[RunResult],
+        seen: &[ObservedRun<'_>],
+        record: &Record,
         happened: &mut Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let id = subject.id;
         let number = self.number(old).map(|(number, _)| number);
         if number.is_none() || runs.iter().all(|run| run.case.dry) {
-            wrong.unless(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
-                format!("{id} is no matter of the run, and was changed: {old} -> {new}")
+            violations.require(same(old, new, &["note", "lastSynced", "active_a", "active_b"]), || {
+                format!("{id} is not part of the run, and was changed: {old} -> {new}")
             });
         }
         for (at, source) in self.case().sources.iter().enumerate() {
-            let of_source: Vec<&Seen<'_>> = seen.iter().filter(|seen| seen.at == at).collect();
+            let of_source: Vec<&ObservedRun<'_>> = seen.iter().filter(|seen| seen.at == at).collect();
             let (was, is) = (self.state(at, old), self.state(at, new));
             if of_source.is_empty() || !Self::is_selected(source, old) {
                 let own = |document: &Document| document.get(source.field).cloned();
-                wrong.unless(was == is && own(old) == own(new), || {
-                    format!("{id} is no matter of source {at}, and was changed: {old} -> {new}")
+                violations.require(was == is && own(old) == own(new), || {
+                    format!("{id} is not part of source {at}, and was changed: {old} -> {new}")
                 });
                 continue;
             }
             let number = number.unwrap_or(u32::MAX);
-            let told = |gone: bool| {
+            let was_reported = |gone: bool| {
                 self.answers.iter().any(|answer| {
                     of_source.iter().any(|seen| seen.run.number == answer.run)
-                        && (says_listed(answer, number) || (gone && says_gone(answer, number)))
+                        && (reports_listed(answer, number) || (gone && reports_gone(answer, number)))
                 })
             };
-            let adopts = |seen: &&&Seen<'_>| seen.run.case.adopts && seen.run.approved.is_some();
+            let adopts = |seen: &&&ObservedRun<'_>| seen.run.case.adopts && seen.run.approved.is_some();
             let adopting =
-                of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !told(false));
+                of_source.iter().find(adopts).filter(|_| was.at.is_none() && is.at.is_some() && !was_reported(false));
             if let Some(seen) = adopting {
                 happened.adopted += 1;
                 self.adopted.insert((id.to_owned(), at), seen.run.ended);
             } else if is.at != was.at {
-                wrong.unless(told(source.way == Way::PerUser), || {
+                violations.require(was_reported(source.way == Way::PerUser), || {
                     format!("{id} was confirmed, and the source {at} did not list it: {old} -> {new}")
                 });
             }
             let own = (old.get_document(source.field).ok(), new.get_document(source.field).ok());
             if own.0 != own.1 {
-                // A source that is asked for each document has a later answer, which says that it is gone.
+                // A source with a request for each document may have reported it as missing in a later answer.
                 let stamp = if is.none.is_some() { was.at } else { is.at };
-                self.judge_content(subject, at, number, own.1, stamp, books, wrong);
+                self.check_content(subject, at, number, own.1, stamp, record, violations);
             }
             match (was.gone, is.gone) {
                 (was, Some(now)) if was != Some(now) => {
                     happened.marked.insert(id.to_owned());
-                    self.judge_marked(subject, old, new, now, &of_source, books, wrong);
-                    // Of overlapping runs, one may have taken the mark away and another one have set it again since `old`.
+                    self.check_marked(subject, old, new, now, &of_source, record, violations);
+                    // Of overlapping runs, one may have taken the mark away and another one have set it again since
+                    // `old`.
                     if was.is_none() {
                         let field = old.get(format!("active_{}", source.field)).cloned();
                         self.before_mark.insert((id.to_owned(), at), field);
@@ -505,36 +524,37 @@ impl<'a> Oracle<'a> {
                 }
                 (Some(_), None) => {
                     happened.unmarked += 1;
-                    wrong.unless(told(false), || {
+                    violations.require(was_reported(false), || {
                         format!("{id} lost its mark, and the source {at} did not list it: {new}")
                     });
                     let field = format!("active_{}", source.field);
                     let before = self.before_mark.remove(&(id.to_owned(), at));
                     if let Some(before) = before.filter(|_| source.sets && !subject.touched.activated.contains(id)) {
-                        wrong.unless(new.get(&field) == before.as_ref(), || {
-                            format!("{id}: {field} was {before:?} before the mark, and is not put back: {new}")
+                        violations.require(new.get(&field) == before.as_ref(), || {
+                            format!("{id}: {field} was {before:?} before the mark, and is not restored: {new}")
                         });
                     }
                 }
                 _ => {}
             }
         }
-        // That a mark is taken from a document whose result failed is no update.
+        // The removal of a mark from a document with a failed result is no update.
         let has_failed = number.is_some_and(|number| seen.iter().any(|seen| seen.failed.contains(&number)));
         if !has_failed && !same(old, new, &["note", "lastSynced", "_sync"]) {
             happened.changed.insert(id.to_owned());
         }
-        // Of two runs at once, one may mark the document after the other one has read it: the next listing mends that.
-        if runs.len() == 1 && self.misfit(old).is_none() {
-            let misfit = self.misfit(new);
-            wrong.unless(misfit.is_none(), || {
-                format!("{id}: {} does not fit its marks: {new}", misfit.unwrap_or_default())
+        // Of two concurrent runs, one may mark the document after the other has read it. The next listing corrects
+        // that.
+        if runs.len() == 1 && self.wrong_mark(old).is_none() {
+            let wrong_mark = self.wrong_mark(new);
+            violations.require(wrong_mark.is_none(), || {
+                format!("{id}: {} does not fit its marks: {new}", wrong_mark.unwrap_or_default())
             });
         }
     }
 
-    /// The mark for people that is there although no source has one, or is not although one has.
-    fn misfit(&self, document: &Document) -> Option<&str> {
+    /// The field of a mark that a document has although no source marked it, or lacks although a source marked it.
+    fn wrong_mark(&self, document: &Document) -> Option<&str> {
         let sources = || self.case().sources.iter().enumerate();
         sources().map(|(_, source)| source.missing_field.as_str()).find(|field| {
             let is_marked =
@@ -544,78 +564,81 @@ impl<'a> Oracle<'a> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_content(
+    fn check_content(
         &self,
         subject: &Subject<'_>,
         at: usize,
         number: u32,
         content: Option<&Document>,
         stamp: Option<i64>,
-        books: &Books,
-        wrong: &mut Wrong,
+        record: &Record,
+        violations: &mut Violations,
     ) {
         let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
         let name = content.and_then(|content| content.get_str("name").ok());
         let Some(version) = version else {
-            wrong.0.push(format!("{}: what source {at} has written is nothing that it said: {content:?}", subject.id));
+            violations
+                .0
+                .push(format!("{}: the data of source {at} is none of its results: {content:?}", subject.id));
             return;
         };
-        wrong.unless(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
+        violations.require(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));
         let extra = content.and_then(|content| content.get("extra"));
-        wrong.unless(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
-        let is_new_enough = stamp.is_none_or(|stamp| books.shelves[at].is_from(number, version, stamp));
-        wrong.unless(is_new_enough || self.case().sources[at].name.is_none(), || {
+        violations.require(extra.is_some() == (version % 3 == 0), || format!("{}: {content:?}", subject.id));
+        let is_new_enough = stamp.is_none_or(|stamp| record.contents[at].is_from(number, version, stamp));
+        violations.require(is_new_enough || self.case().sources[at].name.is_none(), || {
             format!("{}: version {version} is older than its confirmation {stamp:?}", subject.id)
         });
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_marked(
+    fn check_marked(
         &mut self,
         subject: &Subject<'_>,
         old: &Document,
         new: &Document,
         now: i64,
-        seen: &[&Seen<'_>],
-        books: &Books,
-        wrong: &mut Wrong,
+        seen: &[&ObservedRun<'_>],
+        record: &Record,
+        violations: &mut Violations,
     ) {
         let mut all = Vec::new();
         for this in seen {
-            let mut why = Wrong(self.refusals(subject, old, this, this.run.started));
+            let mut why = Violations(self.refusals(subject, old, this, this.run.started));
             let (started, ended) = (this.run.started, this.run.ended);
-            why.unless(started < now && now <= ended, || format!("the mark is of {}", short(now)));
+            why.require(started < now && now <= ended, || format!("the mark is of {}", short(now)));
             let number = self.number(old).map_or(u32::MAX, |(number, _)| number);
             let is_exact = this.source.way != Way::Number && this.source.is_honest(&this.run.case.quirks);
             let is_hidden = this.run.case.quirks.hidden.contains(&number);
-            why.unless(
-                !is_exact || is_hidden || !books.shelves[this.at].had_throughout(number, started, this.walked),
+            why.require(
+                !is_exact || is_hidden || !record.contents[this.at].had_throughout(number, started, this.walked),
                 || "the source had it all the time".to_owned(),
             );
             if why.0.is_empty() {
                 self.marked.insert((subject.id.to_owned(), this.at), started);
-                wrong.unless(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
+                violations
+                    .require(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
                 let field = format!("active_{}", this.source.field);
                 let is_set = !this.source.sets || new.get_bool(&field).is_ok_and(|is_active| !is_active);
-                wrong.unless(is_set || subject.touched.activated.contains(subject.id), || {
+                violations.require(is_set || subject.touched.activated.contains(subject.id), || {
                     format!("{}: {field} was not set with the mark: {new}", subject.id)
                 });
                 return;
             }
             all.push(format!("run {}, {}", this.run.number, why.0.join(", ")));
         }
-        wrong.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
+        violations.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn judge_guard(
+    fn check_guard(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         before: &Snapshot,
         after: &Snapshot,
         touched: &Touched<'_>,
         happened: &Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let (run, marks, deletions) = (seen.run, happened.marked.len() as u64, happened.deleted as u64);
         let is_confirmed = |document: &&Document| {
@@ -626,7 +649,8 @@ impl<'a> Oracle<'a> {
                 && state.gone.is_none()
         };
         let mut confirmed = before.values().filter(is_confirmed).count();
-        // A lost attempt takes along how many documents it confirmed for the first time, so that these count as confirmed.
+        // A lost attempt does not record the number of documents that it confirmed for the first time, so these
+        // documents count as confirmed.
         if run.was_killed {
             let was_confirmed = |id: &String| before.get(id).is_some_and(|old| self.state(seen.at, old).at.is_some());
             confirmed += after.iter().filter(|(id, new)| is_confirmed(new) && !was_confirmed(id)).count();
@@ -640,36 +664,36 @@ impl<'a> Oracle<'a> {
         };
         let is_approved = seen.run.approved.is_some_and(|approved| marks + deletions <= approved);
         let is_allowed = marks <= allowed && deletions <= allowed;
-        wrong.unless(is_approved || is_allowed || !touched.deleted.is_empty(), || {
+        violations.require(is_approved || is_allowed || !touched.deleted.is_empty(), || {
             format!(
                 "run {} marked {marks} and deleted {deletions} of {confirmed}: allowed {allowed}, approved {:?}",
                 seen.run.number, seen.run.approved
             )
         });
-        // What was approved is what is removed, each once.
+        // The run removes exactly the approved documents.
         let is_exact = run.end == End::Completed && run.held.is_some() && touched.is_quiet && run.case.drift.is_empty();
         let removed = marks + deletions + happened.adopted as u64;
-        wrong.unless(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
+        violations.require(!is_exact || seen.source.delete_after > 0 || run.held == Some(removed), || {
             format!("run {} was held for {:?}, and removed {removed}", run.number, run.held)
         });
         let least = seen.source.guard["minResults"].as_u64().unwrap_or(0);
         let is_enough = !seen.source.is_paged() || seen.used.len() as u64 >= least || seen.run.attempts > 1;
-        wrong.unless(is_enough || is_approved || marks + deletions == 0, || {
+        violations.require(is_enough || is_approved || marks + deletions == 0, || {
             format!("run {} removed {} with fewer than {least} results", seen.run.number, marks + deletions)
         });
     }
 
-    /// A run without anything special removes all that it should.
+    /// Checks that a run without special conditions removes all documents that it should.
     #[allow(clippy::too_many_arguments)]
-    fn judge_completeness(
+    fn check_completeness(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         before: &Snapshot,
         after: &Snapshot,
         shared: &BTreeSet<u32>,
         touched: &Touched<'_>,
         happened: &Happened,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let run = seen.run;
         let is_plain = run.attempts == 1 && run.end == End::Completed && !run.case.dry && !run.case.incremental;
@@ -680,7 +704,7 @@ impl<'a> Oracle<'a> {
             let Some((number, _)) = self.number(document) else { continue };
             let state = self.state(seen.at, document);
             let is_missing = match seen.source.way {
-                Way::PerUser => matches!(seen.used.get(&number), Some((_, Said::Gone))),
+                Way::PerUser => matches!(seen.used.get(&number), Some((_, Reported::Gone))),
                 _ => !seen.used.contains_key(&number),
             };
             let may_be = Self::is_selected(seen.source, document) && state.at.is_some_and(|at| at < run.started);
@@ -688,12 +712,12 @@ impl<'a> Oracle<'a> {
                 continue;
             }
             match state.gone {
-                None => wrong.unless(happened.marked.contains(id), || {
+                None => violations.require(happened.marked.contains(id), || {
                     format!("{id} was not marked by run {}, and should be: {document}", run.number)
                 }),
                 Some(gone) if seen.source.on_missing == OnMissing::Delete => {
                     let is_due = gone + seen.source.delete_after < run.started;
-                    wrong.unless(!is_due || !after.contains_key(id), || {
+                    violations.require(!is_due || !after.contains_key(id), || {
                         format!("{id} was not deleted by run {}, and should be: {document}", run.number)
                     });
                 }
@@ -702,24 +726,24 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// What a used answer listed is in the documents, or named as failed.
-    fn judge_listed(
+    /// Checks that the results of used answers are in the documents, or named as failed.
+    fn check_listed(
         &self,
-        seen: &Seen<'_>,
+        seen: &ObservedRun<'_>,
         versions: &BTreeMap<u32, BTreeSet<u32>>,
         before: &Snapshot,
         after: &Snapshot,
         touched: &Touched<'_>,
-        wrong: &mut Wrong,
+        violations: &mut Violations,
     ) {
         let run = seen.run;
-        // An Incremental run is told of documents that are not due when it looks whether the source has any.
+        // An Incremental run also receives documents that are not due when it checks that the source has any results.
         if run.end != End::Completed || run.case.dry || run.case.incremental {
             return;
         }
         let counts = &run.checkpoint.counts;
-        for (number, (_, said)) in &seen.used {
-            let Said::Item(item) = said else { continue };
+        for (number, (_, reported)) in &seen.used {
+            let Reported::Item(item) = reported else { continue };
             if counts.failed > SHOWN_FAILURES || seen.failed.contains(number) {
                 continue;
             }
@@ -733,9 +757,9 @@ impl<'a> Oracle<'a> {
                     answer.at > run.started
                         && answer.run != run.number
                         && self.is_of(answer, seen.at)
-                        && answer.said.iter().any(|(other, _)| other == number)
+                        && answer.reported.iter().any(|(other, _)| other == number)
                 });
-                // It was asked for by the other run of the source since this one began.
+                // The other run of the source has requested it since this run began.
                 if seen.source.way == Way::PerUser && is_of_another {
                     continue;
                 }
@@ -746,19 +770,19 @@ impl<'a> Oracle<'a> {
                 let content = document.get_document(seen.source.field).ok();
                 let version = content.and_then(|content| content.get_i32("version").ok()).unwrap_or(-1);
                 let is_said = versions.get(number).is_some_and(|versions| versions.contains(&(version as u32)));
-                wrong.unless(is_said, || {
-                    format!("{id} is not as run {} was told ({item:?}), and has not failed: {document}", run.number)
+                violations.require(is_said, || {
+                    format!("{id} lacks the result of run {} ({item:?}), and has not failed: {document}", run.number)
                 });
             }
         }
     }
 
-    fn remember(&mut self, seen: &[Seen<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
+    fn remember(&mut self, seen: &[ObservedRun<'_>], before: &Snapshot, after: &Snapshot, happened: &Happened) {
         for seen in seen.iter().filter(|seen| !seen.run.case.dry) {
-            let items = seen.all.iter().filter(|(_, _, said)| matches!(said, Said::Item(_)));
+            let items = seen.all.iter().filter(|(_, _, reported)| matches!(reported, Reported::Item(_)));
             for (number, at, _) in items {
-                // Before it asks for each document, a run looks whether the source has any of them.
-                let is_last = matches!(seen.used.get(number), Some((_, Said::Item(_))));
+                // Before it requests each document, a run checks that the source has any of them.
+                let is_last = matches!(seen.used.get(number), Some((_, Reported::Item(_))));
                 if (seen.source.is_paged() || is_last) && !self.is_gone_after(seen, *number, *at) {
                     let last = self.listed.entry((seen.at, *number)).or_default();
                     *last = (*last).max(*at);
@@ -785,32 +809,38 @@ impl<'a> Oracle<'a> {
     }
 }
 
-/// What proves a walk, and what does not.
-fn judge_proof(seen: &Seen<'_>, wrong: &mut Wrong) {
+/// Checks whether a run had to prove its walk, or to skip the removal.
+fn check_proof(seen: &ObservedRun<'_>, violations: &mut Violations) {
     let (run, source) = (seen.run, seen.source);
     if run.attempts > 1 || run.end != End::Completed || !source.is_paged() || source.name.is_none() {
         return;
     }
     let quirks = &run.case.quirks;
-    let is_plain = quirks.troubles.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
-    // A first page that may be full has to say how it goes on.
+    let is_plain = quirks.request_faults.is_empty() && !quirks.clamps && quirks.total_off == 0 && !source.typo;
+    // A first page that may be full must state whether a next page exists.
     let says_end = source.last != LastPage::Absent || seen.pages > 1;
     let is_plain = is_plain && says_end && source.is_honest(quirks);
     let is_still = run.case.drift.is_empty();
     let is_stable = source.way != Way::Number && !source.has_total;
     let skipped = run.checkpoint.removal_skipped.as_ref();
     let is_cut = quirks.truncated.is_some() && source.has_total;
-    wrong.unless(!is_plain || is_cut || !(is_still || is_stable) || skipped.is_none(), || {
+    violations.require(!is_plain || is_cut || !(is_still || is_stable) || skipped.is_none(), || {
         format!("run {} skipped the removal without a reason: {skipped:?}", run.number)
     });
     let too_few = source.has_total && quirks.total_off > 0 && is_still;
-    wrong.unless(!(too_few || seen.keyless > 0) || skipped.is_some(), || {
+    violations.require(!(too_few || seen.keyless > 0) || skipped.is_some(), || {
         format!("run {} has not proved its walk, and did not skip the removal", run.number)
     });
 }
 
-/// The counts are what became of the documents.
-fn judge_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_exact: bool, wrong: &mut Wrong) {
+/// Checks that the counts are equal to the changes of the documents.
+fn check_counts(
+    seen: &ObservedRun<'_>,
+    touched: &Touched<'_>,
+    happened: &Happened,
+    is_exact: bool,
+    violations: &mut Violations,
+) {
     let (run, counts) = (seen.run, &seen.run.checkpoint.counts);
     if run.was_killed || run.case.dry || !touched.is_quiet || run.attempts > 1 || seen.source.rollback {
         return;
@@ -822,30 +852,30 @@ fn judge_counts(seen: &Seen<'_>, touched: &Touched<'_>, happened: &Happened, is_
     let found = (happened.marked.len() as i64, happened.deleted as i64, happened.unmarked as i64);
     let counted = (is(counts.marked), is(counts.deleted), is(counts.unmarked));
     let is_right = (found.0, found.1) == (counted.0, counted.1) && is_counted(found.2, counted.2);
-    wrong.unless(is_right || !seen.source.removes(), || {
+    violations.require(is_right || !seen.source.removes(), || {
         format!("run {} counted (marked, deleted, unmarked) {counted:?}, and it is {found:?}", run.number)
     });
     let updated = (happened.changed.len() + happened.made + happened.deleted + happened.adopted) as i64;
-    wrong.unless(!is_exact || is_counted(updated, counts.updated) || run.end != End::Completed, || {
+    violations.require(!is_exact || is_counted(updated, counts.updated) || run.end != End::Completed, || {
         format!("run {} counted {} updated, and it is {updated}", run.number, counts.updated)
     });
 }
 
-/// A document that is judged.
+/// A document that is checked.
 struct Subject<'a> {
     id: &'a str,
     shared: &'a BTreeSet<u32>,
     touched: &'a Touched<'a>,
 }
 
-/// What the application did during a step.
+/// The changes of the application during a step.
 struct Touched<'a> {
     deleted: &'a BTreeSet<String>,
     activated: &'a BTreeSet<String>,
     is_quiet: bool,
 }
 
-/// What became of documents in a step.
+/// The changes of documents in a step.
 #[derive(Default)]
 struct Happened {
     marked: BTreeSet<String>,
@@ -857,33 +887,33 @@ struct Happened {
     adopted: usize,
 }
 
-fn says_item(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Item(_)))
+fn reports_item(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Item(_)))
 }
 
-/// It lists someone, if only with something that nobody can use.
-fn says_listed(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && *said != Said::Gone)
+/// Whether an answer lists a person, even with a result that cannot be used.
+fn reports_listed(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && *reported != Reported::Gone)
 }
 
-fn says_gone(answer: &Answer, number: u32) -> bool {
-    answer.said.iter().any(|(other, said)| *other == number && matches!(said, Said::Gone))
+fn reports_gone(answer: &Answer, number: u32) -> bool {
+    answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Gone))
 }
 
-/// The versions that the runs of a source were told in a step.
-fn seen_versions(answers: &[Answer], runs: &[Played], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
+/// The versions that the runs of a source received in a step.
+fn seen_versions(answers: &[Answer], runs: &[RunResult], source: usize) -> BTreeMap<u32, BTreeSet<u32>> {
     let mut versions: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let of_source =
         |answer: &&Answer| runs.iter().any(|run| run.number == answer.run && run.case.source == Some(source));
-    for (number, said) in answers.iter().filter(of_source).flat_map(|answer| &answer.said) {
-        if let Said::Item(item) = said {
+    for (number, reported) in answers.iter().filter(of_source).flat_map(|answer| &answer.reported) {
+        if let Reported::Item(item) = reported {
             versions.entry(*number).or_default().insert(item.version);
         }
     }
     versions
 }
 
-/// Two documents are the same apart from these fields.
+/// Whether two documents are equal except for these fields.
 fn same(one: &Document, other: &Document, apart: &[&str]) -> bool {
     let rest = |document: &Document| {
         let fields = document.iter().filter(|(name, _)| !apart.contains(&name.as_str()));

@@ -1,4 +1,4 @@
-//! Plays a case: makes its collection, and drives attempts of the engine in this process.
+//! Plays a case: creates its collection, and drives attempts of the engine in this process.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,26 +34,27 @@ use tokio::sync::watch;
 use crate::{
     case::{Case, Kill, NAMESPACE, RunCase, Start, Step},
     oracle::{Oracle, Sums},
-    stage::{Stage, Stages, Visitor, id_of},
+    stage::{ActiveRun, Stage, Stages, id_of},
 };
 
-/// Attempts of one run, after which something is wrong.
+/// Limit of the attempts of one run. More attempts are an error.
 const MOST_ATTEMPTS: u32 = 30;
-/// Failed attempts of one run, after which it has failed.
+/// Limit of the failed attempts of one run. With one more, the run has failed.
 const RETRIES: u32 = 2;
 
-/// An authority that nobody needs: without one, each attempt would read those of the machine, which takes longer than the attempt.
+/// An unused certificate authority. Without one, each attempt would read the authorities of the machine, which takes
+/// longer than the attempt.
 const AUTHORITY: &[u8] = include_bytes!("authority.pem");
 
-/// What runs may fetch from.
+/// The sources that runs may use.
 pub fn sources() -> Sources {
     let mut secrets = GivenSecrets::default();
     secrets.insert("authority".to_owned(), "pem".to_owned(), AUTHORITY.to_owned());
     Sources { egress: Egress::anywhere(), secrets: SecretReader::Given(secrets) }
 }
 
-/// What all cases work with.
-pub struct Ground {
+/// The environment of all cases.
+pub struct Environment {
     pub deployment: Deployment,
     pub sources: Sources,
     pub database: Database,
@@ -62,41 +63,41 @@ pub struct Ground {
     pub address: String,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Completed,
     Failed(String),
-    /// It waits for an approval that nobody gives.
+    /// It waits for an approval that never comes.
     Held,
 }
 
-/// What is known of a run that has ended.
+/// The result of a run.
 #[derive(Clone, Debug)]
-pub struct Played {
+pub struct RunResult {
     pub number: usize,
     pub case: RunCase,
     pub started: i64,
     pub ended: i64,
     pub attempts: u32,
-    /// Attempts all of whose answers were used.
+    /// Attempts that used all their answers.
     pub whole: Vec<u32>,
     /// Whether an attempt was killed.
     pub was_killed: bool,
     pub end: End,
     pub checkpoint: Checkpoint,
-    /// Removals that were approved.
+    /// Number of approved removals.
     pub approved: Option<u64>,
-    /// How often it was held.
+    /// Number of holds.
     pub holds: u32,
-    /// Removals that it was last held for.
+    /// Number of removals of the last hold.
     pub held: Option<u64>,
 }
 
 pub type Snapshot = BTreeMap<String, Document>;
 
 /// Coordinates the attempts of one run.
-struct Books {
+struct TestCoordinator {
     stage: Arc<Stage>,
     signals: Signals,
     saved: watch::Sender<Checkpoint>,
@@ -104,11 +105,11 @@ struct Books {
     kill: Option<Kill>,
 }
 
-impl Coordinator for Books {
+impl Coordinator for TestCoordinator {
     fn save<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, LeaseState> {
         let number = self.saves.fetch_add(1, Ordering::SeqCst);
         let state = match self.kill {
-            // Whether the queue still took the checkpoint, the worker does not know.
+            // The worker does not know whether the queue has saved the checkpoint.
             Some(Kill::Save(at)) if number >= at / 2 => {
                 if at % 2 == 0 {
                     self.saved.send_replace(checkpoint.clone());
@@ -142,7 +143,7 @@ impl Coordinator for Books {
     }
 }
 
-/// Drops `work` when it was polled so often. `None`: it was dropped.
+/// Drops `work` after this number of polls, and then returns `None`.
 async fn polled<T>(work: impl Future<Output = T>, most: Option<u32>) -> Option<T> {
     let (mut work, mut polls) = (pin!(work), 0);
     poll_fn(|context| {
@@ -155,19 +156,19 @@ async fn polled<T>(work: impl Future<Output = T>, most: Option<u32>) -> Option<T
     .await
 }
 
-/// Plays a case. `Err` says what is wrong.
-pub async fn play(ground: &Ground, case: Case) -> Result<Sums, String> {
+/// Plays a case. `Err` has the report of a failure.
+pub async fn play(environment: &Environment, case: Case) -> Result<Sums, String> {
     let seed = case.seed;
     let name = format!("case_{seed}");
-    ground.prepare(&case, &name).await;
-    let stage = Arc::new(Stage::new(case, ground.database.collection(&name)));
-    ground.stages.lock().unwrap().insert(seed, Arc::clone(&stage));
-    let played = Player { ground, stage: &stage, collection: &name }.play().await;
-    ground.stages.lock().unwrap().remove(&seed);
+    environment.prepare(&case, &name).await;
+    let stage = Arc::new(Stage::new(case, environment.database.collection(&name)));
+    environment.stages.lock().unwrap().insert(seed, Arc::clone(&stage));
+    let played = Player { environment, stage: &stage, collection: &name }.play().await;
+    environment.stages.lock().unwrap().remove(&seed);
     played
 }
 
-impl Ground {
+impl Environment {
     async fn prepare(&self, case: &Case, name: &str) {
         let refused = doc! {"$nor": [{"a.name": {"$regex": "^refused"}}, {"b.name": {"$regex": "^refused"}}]};
         let mut create = doc! {"create": name, "validator": refused};
@@ -209,7 +210,7 @@ fn first_document(case: &Case, start: &Start, id: i32) -> Document {
 }
 
 struct Player<'a> {
-    ground: &'a Ground,
+    environment: &'a Environment,
     stage: &'a Arc<Stage>,
     collection: &'a str,
 }
@@ -219,38 +220,38 @@ impl Player<'_> {
         let mut oracle = Oracle::new(self.stage);
         for (number, step) in self.stage.case.steps.iter().enumerate() {
             match step {
-                Step::Deeds(deeds) => {
-                    for deed in deeds {
-                        self.stage.perform(*deed).await;
+                Step::Changes(changes) => {
+                    for change in changes {
+                        self.stage.apply(*change).await;
                     }
                     oracle.forget_done();
                 }
                 Step::Wait(millis) => self.stage.clock.advance(*millis),
                 Step::Run(run) => {
                     let before = self.snapshot().await;
-                    let visitor = self.enter(run);
-                    let played = vec![self.run(visitor).await?];
+                    let active = self.add_run(run);
+                    let played = vec![self.run(active).await?];
                     let after = self.snapshot().await;
-                    oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|violations| report(number, &played, &violations))?;
                 }
                 Step::Both(first, second, request) => {
                     let before = self.snapshot().await;
-                    let (one, other) = (self.enter(first), self.enter(second));
+                    let (one, other) = (self.add_run(first), self.add_run(second));
                     let later = async {
                         self.reached(one, *request).await;
                         self.run(other).await
                     };
                     let both = async {
                         let first = self.run(one).await;
-                        // It may have ended before the other one was to start.
-                        self.stage.books().visitors[one].requests = u32::MAX / 2;
+                        // The first run may have ended before the start of the second run.
+                        self.stage.record().active_runs[one].requests = u32::MAX / 2;
                         self.stage.requested.notify_waiters();
                         first
                     };
                     let (first, second) = tokio::join!(both, later);
                     let played = vec![first?, second?];
                     let after = self.snapshot().await;
-                    oracle.judge(before, &after, &played).map_err(|wrong| report(number, &played, &wrong))?;
+                    oracle.check(before, &after, &played).map_err(|violations| report(number, &played, &violations))?;
                 }
             }
         }
@@ -258,14 +259,14 @@ impl Player<'_> {
     }
 
     async fn snapshot(&self) -> Snapshot {
-        let _no_deeds = self.stage.busy.write().await;
+        let _no_changes = self.stage.busy.write().await;
         let documents: Vec<Document> = self.stage.collection.find(doc! {}).await.unwrap().try_collect().await.unwrap();
         documents.into_iter().map(|document| (id_of(&document), document)).collect()
     }
 
-    fn enter(&self, case: &RunCase) -> usize {
-        let mut books = self.stage.books();
-        books.visitors.push(Visitor {
+    fn add_run(&self, case: &RunCase) -> usize {
+        let mut record = self.stage.record();
+        record.active_runs.push(ActiveRun {
             case: case.clone(),
             attempt: 0,
             requests: 0,
@@ -273,15 +274,15 @@ impl Player<'_> {
             killed: Default::default(),
             recalled: Default::default(),
         });
-        books.visitors.len() - 1
+        record.active_runs.len() - 1
     }
 
-    /// Waits until a run has sent so many requests.
+    /// Waits until a run has sent this number of requests.
     async fn reached(&self, run: usize, requests: u32) {
         loop {
             let mut requested = pin!(self.stage.requested.notified());
             requested.as_mut().enable();
-            if self.stage.books().visitors[run].requests >= requests {
+            if self.stage.record().active_runs[run].requests >= requests {
                 return;
             }
             requested.await;
@@ -289,14 +290,14 @@ impl Player<'_> {
     }
 
     /// Executes a run as a worker would, attempt by attempt.
-    async fn run(&self, number: usize) -> Result<Played, String> {
-        let case = self.stage.books().visitors[number].case.clone();
-        let base = format!("{}/{}/{number}", self.ground.address, self.stage.case.seed);
+    async fn run(&self, number: usize) -> Result<RunResult, String> {
+        let case = self.stage.record().active_runs[number].case.clone();
+        let base = format!("{}/{}/{number}", self.environment.address, self.stage.case.seed);
         let spec = self.stage.case.spec(&case, self.collection, &base);
         let spec: SyncJobSpec = serde_json::from_value(spec).map_err(|error| format!("the spec: {error}"))?;
         let spec = RunSpec::parse(&spec).map_err(|error| format!("the spec: {error}"))?;
         let started = self.stage.clock.tick();
-        let mut run = Played {
+        let mut run = RunResult {
             number,
             case,
             started,
@@ -373,7 +374,7 @@ impl Player<'_> {
     /// One attempt. `None`: it was killed, and the run continues at its last saved checkpoint.
     async fn attempt(
         &self,
-        run: &mut Played,
+        run: &mut RunResult,
         spec: &RunSpec,
         approved: Option<u64>,
         kill: Option<Kill>,
@@ -381,21 +382,22 @@ impl Player<'_> {
     ) -> Option<AttemptResult> {
         let signals = Signals::default();
         {
-            let mut books = self.stage.books();
-            let visitor = &mut books.visitors[run.number];
-            visitor.attempt = run.attempts;
-            let requests = visitor.requests;
-            visitor.kill = match kill {
+            let mut record = self.stage.record();
+            let active = &mut record.active_runs[run.number];
+            active.attempt = run.attempts;
+            let requests = active.requests;
+            active.kill = match kill {
                 Some(Kill::Request(after)) => Some(Kill::Request(requests + after)),
                 Some(Kill::Recall(after)) => Some(Kill::Recall(requests + after)),
                 _ => None,
             };
-            visitor.killed = Default::default();
-            visitor.recalled = signals.recalled.clone();
+            active.killed = Default::default();
+            active.recalled = signals.recalled.clone();
         }
-        let killed = self.stage.books().visitors[run.number].killed.clone();
+        let killed = self.stage.record().active_runs[run.number].killed.clone();
         let (saved, last_saved) = watch::channel(run.checkpoint.clone());
-        let coordinator = Books { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
+        let coordinator =
+            TestCoordinator { stage: Arc::clone(self.stage), signals, saved, saves: AtomicU32::new(0), kill };
         let uid = format!("{}-{}", self.stage.case.seed, run.number);
         let opening = Opening {
             uid,
@@ -415,13 +417,17 @@ impl Player<'_> {
             _ => None,
         };
         let work = async {
-            let mut attempt =
-                match RunAttempt::open(opening, &self.ground.deployment, &self.ground.sources, Arc::new(coordinator))
-                    .await
-                {
-                    Ok(attempt) => attempt,
-                    Err(error) => return (AttemptResult::from(&error), None),
-                };
+            let mut attempt = match RunAttempt::open(
+                opening,
+                &self.environment.deployment,
+                &self.environment.sources,
+                Arc::new(coordinator),
+            )
+            .await
+            {
+                Ok(attempt) => attempt,
+                Err(error) => return (AttemptResult::from(&error), None),
+            };
             let result = match rolls_back {
                 Some(outcome) => attempt.roll_back(outcome).await,
                 None => attempt.drive().await,
@@ -446,8 +452,8 @@ impl Player<'_> {
     }
 }
 
-fn report(step: usize, played: &[Played], wrong: &[String]) -> String {
-    let mut text = format!("step {step}: {}\n", wrong.join("\n  "));
+fn report(step: usize, played: &[RunResult], violations: &[String]) -> String {
+    let mut text = format!("step {step}: {}\n", violations.join("\n  "));
     for run in played {
         text += &format!(
             "  run {} of source {:?}: {:?} from {} to {}, {} attempts, killed {}, approved {:?}, {:?}\n    {:?}\n",
@@ -466,7 +472,7 @@ fn report(step: usize, played: &[Played], wrong: &[String]) -> String {
     text
 }
 
-/// Numbers of what happened, by name.
+/// Adds the numbers of events.
 pub fn add(all: &mut HashMap<&'static str, u64>, more: &Sums) {
     for (name, number) in more.iter() {
         *all.entry(name).or_default() += number;

@@ -1,4 +1,5 @@
-//! A proxy before MongoDB that now and then takes its time: runs that overlap meet each other between a read and a write.
+//! A proxy before MongoDB that delays some messages, so that another run can write between a read and a write of an
+//! overlapping run.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use tokio::{
     time::sleep,
 };
 
-/// How many of a hundred messages are held up.
+/// Percentage of delayed messages.
 const SLOW: u32 = 8;
-/// For how long, at most.
+/// Longest delay in milliseconds.
 const MILLIS: u64 = 6;
 
-/// Starts a proxy before the only member of a replica set, and returns an address that leads there.
+/// Starts a proxy before the only member of a replica set, and returns its address.
 pub async fn proxy(uri: &str) -> String {
     let host = uri.trim_start_matches("mongodb://").split(['/', '?']).next().unwrap().to_owned();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -1,4 +1,5 @@
-//! The sources of all cases: one HTTP server, which also does what happens during a run, and notes what it said when.
+//! The sources of all cases: one HTTP server, which also applies the changes during a run, and records its answers with
+//! times.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,9 +29,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::case::{Case, Deed, Flavour, Gone, Kill, LastPage, RunCase, Trouble, Way};
+use crate::case::{Case, Change, Flavour, Gone, Kill, LastPage, RequestFault, RunCase, Way};
 
-/// A time that every look at it moves on, in milliseconds: what is later has a later time.
+/// A clock in milliseconds. Each reading advances it, so a later reading has a later time.
 pub struct Clock(AtomicI64);
 
 impl Clock {
@@ -51,7 +52,7 @@ impl Clock {
     }
 }
 
-/// What a source has for someone.
+/// The data of a source about a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
     pub version: u32,
@@ -76,27 +77,27 @@ impl Item {
     }
 }
 
-/// What a source said of someone.
+/// The report of a source about a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Reported {
     Item(Item),
     Gone,
-    /// Something that nobody can use.
+    /// A result that cannot be used.
     Broken,
 }
 
-/// What one answer said.
+/// The content of one answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub at: i64,
     pub run: usize,
     pub attempt: u32,
-    pub said: Vec<(u32, Said)>,
-    /// Results in it that have no key.
+    pub reported: Vec<(u32, Reported)>,
+    /// Number of results without a key.
     pub keyless: usize,
 }
 
-/// What the application did to a document.
+/// A change of a document by the application.
 #[derive(Clone, Debug)]
 pub enum Done {
     Inserted(Document),
@@ -104,16 +105,16 @@ pub enum Done {
     Activated,
 }
 
-/// What a source has, and had.
+/// The present and past data of a source.
 #[derive(Default)]
-pub struct Shelf {
+pub struct SourceContent {
     pub items: BTreeMap<u32, Item>,
-    /// What it had for someone, from when on.
+    /// The data about each person, with the time from which it was valid.
     pub history: BTreeMap<u32, Vec<(i64, Option<Item>)>>,
     version: u32,
 }
 
-impl Shelf {
+impl SourceContent {
     fn put(&mut self, at: i64, number: u32, flavour: Flavour) {
         self.version += 1;
         let item = Item { version: self.version, flavour };
@@ -127,7 +128,7 @@ impl Shelf {
         }
     }
 
-    /// It had something for someone all the time.
+    /// Whether the source had data about a person during the whole time.
     pub fn had_throughout(&self, number: u32, from: i64, to: i64) -> bool {
         let Some(history) = self.history.get(&number) else { return false };
         let before = history.iter().rev().find(|(at, _)| *at <= from);
@@ -135,7 +136,7 @@ impl Shelf {
         before.is_some_and(|(_, item)| item.is_some()) && between.into_iter().all(|(_, item)| item.is_some())
     }
 
-    /// A version was not replaced before this time.
+    /// Whether a version was not replaced before this time.
     pub fn is_from(&self, number: u32, version: u32, at: i64) -> bool {
         let history = self.history.get(&number).map(Vec::as_slice).unwrap_or_default();
         let place = history.iter().position(|(_, item)| item.is_some_and(|item| item.version == version));
@@ -143,8 +144,8 @@ impl Shelf {
     }
 }
 
-/// A run as the server sees it.
-pub struct Visitor {
+/// The state of a run in the server.
+pub struct ActiveRun {
     pub case: RunCase,
     pub attempt: u32,
     pub requests: u32,
@@ -153,11 +154,11 @@ pub struct Visitor {
     pub recalled: CancellationToken,
 }
 
-/// All that is written down of a case.
+/// The record of a case.
 #[derive(Default)]
-pub struct Books {
-    pub shelves: Vec<Shelf>,
-    pub visitors: Vec<Visitor>,
+pub struct Record {
+    pub contents: Vec<SourceContent>,
+    pub active_runs: Vec<ActiveRun>,
     pub answers: Vec<Answer>,
     /// By `_id`, as text.
     pub done: Vec<(i64, String, Done)>,
@@ -170,9 +171,9 @@ pub struct Stage {
     pub clock: Clock,
     pub collection: Collection<Document>,
     pub requested: Notify,
-    /// Held by what changes the collection.
+    /// A lock that each change of the collection holds.
     pub busy: Arc<RwLock<()>>,
-    books: Mutex<Books>,
+    record: Mutex<Record>,
 }
 
 pub fn id_of(document: &Document) -> String {
@@ -181,38 +182,38 @@ pub fn id_of(document: &Document) -> String {
 
 impl Stage {
     pub fn new(case: Case, collection: Collection<Document>) -> Self {
-        let (clock, mut books) = (Clock::new(), Books { next_id: 10_000, ..Books::default() });
+        let (clock, mut record) = (Clock::new(), Record { next_id: 10_000, ..Record::default() });
         for source in &case.sources {
-            let mut shelf = Shelf::default();
+            let mut content = SourceContent::default();
             for number in &source.people {
-                shelf.put(clock.tick(), *number, Flavour::Good);
+                content.put(clock.tick(), *number, Flavour::Good);
             }
-            books.shelves.push(shelf);
+            record.contents.push(content);
         }
-        Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), books: Mutex::new(books) }
+        Self { case, clock, collection, requested: Notify::new(), busy: Arc::default(), record: Mutex::new(record) }
     }
 
-    pub fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap()
+    pub fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap()
     }
 
-    pub async fn perform(&self, deed: Deed) {
-        match deed {
-            Deed::List(source, number, flavour) => {
-                let mut books = self.books();
-                books.shelves[source].put(self.clock.tick(), number, flavour);
+    pub async fn apply(&self, change: Change) {
+        match change {
+            Change::List(source, number, flavour) => {
+                let mut record = self.record();
+                record.contents[source].put(self.clock.tick(), number, flavour);
             }
-            Deed::Drop(source, number) => {
-                let mut books = self.books();
-                books.shelves[source].take(self.clock.tick(), number);
+            Change::Drop(source, number) => {
+                let mut record = self.record();
+                record.contents[source].take(self.clock.tick(), number);
             }
-            Deed::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
-            Deed::InsertKeyless => self.insert(None).await,
-            Deed::Touch(number) => {
+            Change::Insert(number, form) => self.insert(Some(self.case.keys.bson(number, form))).await,
+            Change::InsertKeyless => self.insert(None).await,
+            Change::Touch(number) => {
                 let update = doc! {"$inc": {"note": 1}};
                 self.collection.update_many(self.of_number(number), update).await.unwrap();
             }
-            Deed::Activate(number) => {
+            Change::Activate(number) => {
                 for document in self.find(number).await {
                     let update = doc! {"$set": {"active_a": "by hand", "active_b": "by hand"}};
                     let these = doc! {"_id": document.get("_id").unwrap()};
@@ -221,7 +222,7 @@ impl Stage {
                     self.note(&document, Done::Activated);
                 }
             }
-            Deed::Delete(number) => {
+            Change::Delete(number) => {
                 for document in self.find(number).await {
                     self.note(&document, Done::Deleted);
                     self.collection.delete_one(doc! {"_id": document.get("_id").unwrap()}).await.unwrap();
@@ -231,8 +232,8 @@ impl Stage {
     }
 
     fn note(&self, document: &Document, done: Done) {
-        let mut books = self.books();
-        books.done.push((self.clock.tick(), id_of(document), done));
+        let mut record = self.record();
+        record.done.push((self.clock.tick(), id_of(document), done));
     }
 
     fn of_number(&self, number: u32) -> Document {
@@ -246,79 +247,79 @@ impl Stage {
 
     async fn insert(&self, key: Option<Bson>) {
         let id = {
-            let mut books = self.books();
-            books.next_id += 1;
-            books.next_id
+            let mut record = self.record();
+            record.next_id += 1;
+            record.next_id
         };
         let document = self.case.document(id, key, "x");
         self.note(&document, Done::Inserted(document.clone()));
-        // It may be there already, where keys are unique.
+        // With a unique index, the key may exist already.
         if self.collection.insert_one(&document).await.is_err() {
-            let (id, mut books) = (id_of(&document), self.books());
+            let (id, mut record) = (id_of(&document), self.record());
             let is_this = |(_, other, done): &(i64, String, Done)| *other == id && matches!(done, Done::Inserted(_));
-            if let Some(last) = books.done.iter().rposition(is_this) {
-                books.done.remove(last);
+            if let Some(last) = record.done.iter().rposition(is_this) {
+                record.done.remove(last);
             }
         }
     }
 
-    /// Counts a request, does what happens before its answer, and returns what is wrong with it.
-    async fn visit(self: &Arc<Self>, run: usize) -> (u32, Option<Trouble>) {
-        let (attempt, deeds, trouble) = {
-            let mut books = self.books();
-            let visitor = &mut books.visitors[run];
-            let request = visitor.requests;
-            visitor.requests += 1;
-            match visitor.kill {
-                Some(Kill::Request(at)) if at <= request => visitor.killed.cancel(),
-                Some(Kill::Recall(at)) if at <= request => visitor.recalled.cancel(),
+    /// Counts a request, applies the changes before its answer, and returns its fault.
+    async fn count_request(self: &Arc<Self>, run: usize) -> (u32, Option<RequestFault>) {
+        let (attempt, changes, fault) = {
+            let mut record = self.record();
+            let active = &mut record.active_runs[run];
+            let request = active.requests;
+            active.requests += 1;
+            match active.kill {
+                Some(Kill::Request(at)) if at <= request => active.killed.cancel(),
+                Some(Kill::Recall(at)) if at <= request => active.recalled.cancel(),
                 _ => {}
             }
-            let deeds = visitor.case.drift.get(&request).cloned().unwrap_or_default();
-            (visitor.attempt, deeds, visitor.case.quirks.troubles.get(&request).copied())
+            let changes = active.case.drift.get(&request).cloned().unwrap_or_default();
+            (active.attempt, changes, active.case.quirks.request_faults.get(&request).copied())
         };
         self.requested.notify_waiters();
-        if !deeds.is_empty() {
-            // This request may be given up in the middle.
+        if !changes.is_empty() {
+            // The client may cancel this request.
             let (stage, busy) = (Arc::clone(self), Arc::clone(&self.busy).read_owned().await);
             let done = tokio::spawn(async move {
-                for deed in deeds {
-                    stage.perform(deed).await;
+                for change in changes {
+                    stage.apply(change).await;
                 }
                 drop(busy);
             });
             done.await.unwrap();
         }
-        (attempt, trouble)
+        (attempt, fault)
     }
 
     async fn answer(self: &Arc<Self>, run: usize, asked: Asked) -> Response {
-        let (attempt, trouble) = self.visit(run).await;
-        if let Some(reply) = spoilt(trouble, &asked) {
+        let (attempt, fault) = self.count_request(run).await;
+        if let Some(reply) = faulty_answer(fault, &asked) {
             let at = self.clock.tick();
-            self.books().answers.push(Answer { at, run, attempt, said: Vec::new(), keyless: 0 });
+            self.record().answers.push(Answer { at, run, attempt, reported: Vec::new(), keyless: 0 });
             return reply;
         }
-        if let Some(Trouble::Slow(millis)) = trouble {
+        if let Some(RequestFault::Slow(millis)) = fault {
             sleep(Duration::from_millis(millis)).await;
         }
-        let mut books = self.books();
+        let mut record = self.record();
         let at = self.clock.tick();
-        let case = books.visitors[run].case.clone();
+        let case = record.active_runs[run].case.clone();
         let source = case.source.unwrap();
-        let (reply, said, keyless) = match asked {
-            Asked::One(key) => self.one(&books, source, &key),
-            Asked::Batch(keys) => self.batch(&books, source, &keys),
-            Asked::List { start, size, base } => self.list(&books, &case, trouble, &start, size, &base),
+        let (reply, reported, keyless) = match asked {
+            Asked::One(key) => self.one(&record, source, &key),
+            Asked::Batch(keys) => self.batch(&record, source, &keys),
+            Asked::List { start, size, base } => self.list(&record, &case, fault, &start, size, &base),
         };
-        books.answers.push(Answer { at, run, attempt, said, keyless });
+        record.answers.push(Answer { at, run, attempt, reported, keyless });
         reply
     }
 
-    fn one(&self, books: &Books, source: usize, key: &str) -> Reply {
+    fn one(&self, record: &Record, source: usize, key: &str) -> Reply {
         let (number, is_graph_ql) = (self.case.keys.number(key, false), self.case.sources[source].is_graph_ql);
-        let item = number.and_then(|number| books.shelves[source].items.get(&number));
-        let said = number.map(|number| (number, item.map_or(Said::Gone, |item| Said::Item(*item))));
+        let item = number.and_then(|number| record.contents[source].items.get(&number));
+        let reported = number.map(|number| (number, item.map_or(Reported::Gone, |item| Reported::Item(*item))));
         let body = match (item, number) {
             (Some(item), Some(number)) => item.json(&self.case.keys.json(number)),
             _ => Value::Null,
@@ -330,34 +331,34 @@ impl Stage {
             (Gone::EmptyList, body) => axum::Json(json!([body])).into_response(),
             (_, body) => axum::Json(body).into_response(),
         };
-        (reply, said.into_iter().collect(), 0)
+        (reply, reported.into_iter().collect(), 0)
     }
 
-    fn batch(&self, books: &Books, source: usize, keys: &[String]) -> Reply {
+    fn batch(&self, record: &Record, source: usize, keys: &[String]) -> Reply {
         let numbers = keys.iter().filter_map(|key| self.case.keys.number(key, false));
-        let found = numbers.filter_map(|number| Some((number, *books.shelves[source].items.get(&number)?)));
+        let found = numbers.filter_map(|number| Some((number, *record.contents[source].items.get(&number)?)));
         let found: Vec<(u32, Item)> = found.collect();
         let items: Vec<_> = found.iter().map(|(number, item)| item.json(&self.case.keys.json(*number))).collect();
         let is_graph_ql = self.case.sources[source].is_graph_ql;
         let body = if is_graph_ql { json!({"data": {"users": {"nodes": items}}}) } else { json!({"items": items}) };
         (
             axum::Json(body).into_response(),
-            found.into_iter().map(|(number, item)| (number, Said::Item(item))).collect(),
+            found.into_iter().map(|(number, item)| (number, Reported::Item(item))).collect(),
             0,
         )
     }
 
     fn list(
         &self,
-        books: &Books,
+        record: &Record,
         run: &RunCase,
-        trouble: Option<Trouble>,
+        fault: Option<RequestFault>,
         start: &PlaceOf,
         size: Option<usize>,
         base: &str,
     ) -> Reply {
         let (at, quirks) = (run.source.unwrap(), &run.quirks);
-        let (source, has) = (&self.case.sources[at], &books.shelves[at]);
+        let (source, has) = (&self.case.sources[at], &record.contents[at]);
         let size = size.unwrap_or(3).min(quirks.cap.unwrap_or(usize::MAX)).max(1);
         let mut entries: Vec<u32> = has.items.keys().chain(&quirks.hidden).copied().collect();
         entries.sort_unstable();
@@ -380,28 +381,28 @@ impl Stage {
         }
         let page: Vec<u32> = entries.iter().skip(from).take(size).copied().collect();
         let next = page.last().copied().filter(|_| from + size < entries.len());
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         let mut items = Vec::new();
         for number in page.iter().filter(|number| !hidden(number)) {
             let item = has.items[number];
             items.push(item.json(&self.case.keys.json(*number)));
-            said.push((*number, Said::Item(item)));
+            reported.push((*number, Reported::Item(item)));
         }
         let (mut keyless, mut next) = (0, next.map(|number| json!(format!("k{number}"))));
-        match trouble {
-            Some(Trouble::Null) => {
+        match fault {
+            Some(RequestFault::Null) => {
                 items.push(Value::Null);
                 keyless = 1;
             }
-            Some(Trouble::Twice(is_same)) if !items.is_empty() => {
+            Some(RequestFault::Twice(is_same)) if !items.is_empty() => {
                 let mut again = items[0].clone();
                 if !is_same {
                     again["version"] = json!(-1);
-                    said[0].1 = Said::Broken;
+                    reported[0].1 = Reported::Broken;
                 }
                 items.push(again);
             }
-            Some(Trouble::Loop) if next.is_some() => next = Some(json!("k0")),
+            Some(RequestFault::Loop) if next.is_some() => next = Some(json!("k0")),
             _ => {}
         }
         let mut body = Map::new();
@@ -429,25 +430,27 @@ impl Stage {
                 reply.headers_mut().insert("link", link.parse().unwrap());
             }
         }
-        (reply, said, keyless)
+        (reply, reported, keyless)
     }
 }
 
-/// What is answered instead.
-fn spoilt(trouble: Option<Trouble>, asked: &Asked) -> Option<Response> {
-    Some(match trouble? {
-        // It would say that this one is gone.
-        Trouble::Status(404) if matches!(asked, Asked::One(_)) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Trouble::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
-        Trouble::Limited(seconds) => {
+/// The faulty answer to a request.
+fn faulty_answer(fault: Option<RequestFault>, asked: &Asked) -> Option<Response> {
+    Some(match fault? {
+        // The code 404 would report the person as missing.
+        RequestFault::Status(404) if matches!(asked, Asked::One(_)) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+        RequestFault::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        RequestFault::Limited(seconds) => {
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response()
         }
-        Trouble::NoJson => "<html>".into_response(),
+        RequestFault::NoJson => "<html>".into_response(),
         _ => return None,
     })
 }
 
-type Reply = (Response, Vec<(u32, Said)>, usize);
+type Reply = (Response, Vec<(u32, Reported)>, usize);
 
 enum PlaceOf {
     Page(usize),

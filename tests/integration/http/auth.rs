@@ -1,4 +1,4 @@
-//! Who may do what: real tokens of real service accounts.
+//! Authorisation, with real tokens of real service accounts.
 
 use std::{path::Path, process::Command};
 
@@ -25,16 +25,16 @@ use sync_operator::{
 use super::{Answer, Sidecar};
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
-async fn account(world: &World, name: &str) -> ServiceAccount {
+async fn account(world: &TestEnv, name: &str) -> ServiceAccount {
     let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
     let account = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     accounts.create(&PostParams::default(), &account).await.unwrap()
 }
 
-async fn token(world: &World, account: &str, audience: &str) -> String {
+async fn token(world: &TestEnv, account: &str, audience: &str) -> String {
     let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
     let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience]}})).unwrap();
     accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap().status.unwrap().token
@@ -45,7 +45,7 @@ fn rules(verbs: &[&str]) -> Value {
 }
 
 /// A service account with rights in its namespace only, and its token.
-pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
+pub async fn with_rights(world: &TestEnv, name: &str, verbs: &[&str]) -> String {
     account(world, name).await;
     let roles: Api<Role> = Api::namespaced(world.client.clone(), &world.name);
     let role = json!({"metadata": {"name": name}, "rules": rules(verbs)});
@@ -61,7 +61,7 @@ pub async fn with_rights(world: &World, name: &str, verbs: &[&str]) -> String {
 }
 
 /// Lets an account list events, too.
-pub async fn show_events(world: &World, account: &str) {
+pub async fn show_events(world: &TestEnv, account: &str) {
     let name = format!("{account}-events");
     let rules = json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["list"]}]);
     let role = serde_json::from_value::<Role>(json!({"metadata": {"name": name}, "rules": rules})).unwrap();
@@ -75,8 +75,8 @@ pub async fn show_events(world: &World, account: &str) {
     bindings.create(&PostParams::default(), &binding.unwrap()).await.unwrap();
 }
 
-/// The same with rights everywhere.
-pub async fn administrator(world: &World) -> String {
+/// The token of a service account with rights in all namespaces.
+pub async fn administrator(world: &TestEnv) -> String {
     account(world, "admin").await;
     let name = format!("{}-admin", world.name);
     let roles: Api<ClusterRole> = Api::all(world.client.clone());
@@ -92,8 +92,8 @@ pub async fn administrator(world: &World) -> String {
     token(world, "admin", AUDIENCE).await
 }
 
-/// A token that the cluster itself could have made, with another end.
-fn signed(world: &World, account: &ServiceAccount, end: i64) -> String {
+/// A token with the signature of the cluster, and with this expiry.
+fn signed(world: &TestEnv, account: &ServiceAccount, end: i64) -> String {
     let pki = Path::new(&world.servers.kubeconfig).with_file_name("pki");
     let key = Command::new("openssl")
         .args(["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in"])
@@ -122,7 +122,7 @@ async fn post(sidecar: &Sidecar, path: &str, token: Option<&str>) -> Answer {
 
 #[tokio::test]
 async fn only_valid_tokens_for_this_audience_are_accepted() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     let nobody = account(&world, "nobody").await;
     let soon = Timestamp::now().as_second() + 3600;
@@ -141,16 +141,16 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
         assert!(!answer.body.to_string().contains("garbage"));
     }
-    // Not the signature was wrong with the one that had expired.
+    // The signature of the expired token was right.
     let answer = post(&sidecar, "/jobs/pause", Some(&signed(&world, &nobody, soon))).await;
     assert_eq!(answer.problem(), (403, "forbidden"));
     assert!(answer.body["detail"].as_str().unwrap().contains("nobody may not patch syncschedules"), "{}", answer.body);
-    assert_eq!(sidecar.get("/jobs").await.code, 200, "reading is open");
+    assert_eq!(sidecar.get("/jobs").await.code, 200, "reads require no token");
 }
 
 #[tokio::test]
-async fn each_call_needs_the_right_of_the_object_behind_it() {
-    let world = World::new().await;
+async fn each_call_requires_the_right_on_its_object() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     apply_job(&world, "run", json!({})).await;
@@ -192,7 +192,7 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
             assert!([200, 202, 409].contains(&code), "{path}: {code}");
         }
     }
-    // Everything everywhere: for the administrator only.
+    // Only the administrator may do everything in all namespaces.
     for path in ["/jobs/pause", "/jobs/resume", "/jobs/cleanup"] {
         assert_eq!(post(&sidecar, path, Some(&editor)).await.problem(), (403, "forbidden"), "{path}");
         assert_eq!(post(&sidecar, path, Some(&admin)).await.code, 200, "{path}");
@@ -200,8 +200,8 @@ async fn each_call_needs_the_right_of_the_object_behind_it() {
 }
 
 #[tokio::test]
-async fn reading_can_be_left_to_those_who_may_list_the_jobs() {
-    let world = World::new().await;
+async fn reads_can_require_the_right_to_list_jobs() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let viewer = with_rights(&world, "viewer", &["list"]).await;
     let admin = administrator(&world).await;

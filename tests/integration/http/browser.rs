@@ -1,4 +1,4 @@
-//! The dashboard in Debian's Chromium, before a whole operator process. Screenshots stay in `SCREENSHOTS`, or else in
+//! The dashboard of an operator process in the Chromium of Debian. Screenshots are in `SCREENSHOTS`, or else in
 //! cargo's folder for files of tests.
 
 mod runs;
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use super::auth::administrator;
 use crate::{
     operator::{apply_schedule, quiet_interval},
-    support::{World, eventually, free_port, variable},
+    support::{TestEnv, eventually, free_port, variable},
 };
 
-/// What an element is called in WebDriver's answers. <https://www.w3.org/TR/webdriver2/#elements>
+/// The key of an element in the answers of WebDriver. <https://www.w3.org/TR/webdriver2/#elements>
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// A browser without a window. Ends with its driver when dropped.
@@ -37,7 +37,7 @@ impl Chromium {
         );
         let port = free_port();
         let mut driver = Command::new("/usr/bin/chromedriver");
-        // In a group of their own, for both to be ended.
+        // In their own process group, so that both can be killed.
         driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let driver = driver.spawn().unwrap();
         let http = reqwest::Client::new();
@@ -80,7 +80,7 @@ impl Chromium {
         self.script("return location.pathname + location.search").await.as_str().unwrap().to_owned()
     }
 
-    /// Clicks as a person does: the element is there, can be seen, and nothing lies on it.
+    /// Clicks an element that exists, is visible, and is not covered.
     pub async fn click(&self, selector: &str) {
         eventually(&format!("{selector} can be clicked"), async || {
             let found = self.command("element", json!({"using": "css selector", "value": selector})).await.ok()?;
@@ -114,7 +114,8 @@ impl Chromium {
         self.command("goog/cdp/execute", json!({"cmd": method, "params": params})).await.unwrap();
     }
 
-    /// Takes a page at the sizes of a desk and of a phone, light and dark. Nothing sticks out, and everyone can use it.
+    /// Takes screenshots of a page at the sizes of a desktop and of a phone, light and dark. The page must not
+    /// overflow, and axe must find no violation.
     pub async fn screenshots(&self, name: &str) {
         for (size, width, height) in [("desktop", 1280, 860), ("phone", 390, 844)] {
             let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"});
@@ -137,7 +138,7 @@ impl Chromium {
         self.chrome("Emulation.clearDeviceMetricsOverride", json!({})).await;
     }
 
-    /// What keeps some people from using a page, by these rules or by all. <https://github.com/dequelabs/axe-core>
+    /// The accessibility violations of a page, by these rules or by all. <https://github.com/dequelabs/axe-core>
     pub async fn violations(&self, rules: &[&str]) -> Value {
         if self.script("return !window.axe").await == json!(true) {
             self.script(&fs::read_to_string(variable("AXE")).unwrap()).await;
@@ -149,7 +150,7 @@ impl Chromium {
         self.command("execute/async", json!({"script": script, "args": [only]})).await.unwrap()
     }
 
-    /// What the browser had to complain about: scripts that failed, and what the policy of the pages stopped.
+    /// The errors in the console of the browser: failed scripts, and violations of the content security policy.
     pub async fn complaints(&self) -> Vec<String> {
         let log = self.command("se/log", json!({"type": "browser"})).await.unwrap();
         let severe = log.as_array().unwrap().iter().filter(|entry| entry["level"] == "SEVERE");
@@ -163,7 +164,7 @@ impl Drop for Chromium {
         let driver = self.driver.id().to_string();
         kill(&[&driver]);
         self.driver.wait().ok();
-        // Sometimes it leaves the browser behind.
+        // The driver may end without its browser.
         kill(&["-KILL", "--", &format!("-{driver}")]);
     }
 }
@@ -176,10 +177,10 @@ fn screenshots() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_person_watches_and_controls_runs() {
-    let world = World::new().await;
+async fn a_user_watches_and_controls_runs() {
+    let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
-    // Slow enough to be watched.
+    // The run is slow enough for the page to show its progress.
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
     apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
     apply_schedule(
@@ -188,7 +189,7 @@ async fn a_person_watches_and_controls_runs() {
         json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}}),
     )
     .await;
-    // Something to look at beside it: one that is soon done each time, and one that cannot work.
+    // Two more schedules for the pages: one with short runs, and one whose runs fail.
     let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
     apply_schedule(&world, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
     let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
@@ -210,7 +211,7 @@ async fn a_person_watches_and_controls_runs() {
     browser.shows(".card p", "At 03:00, UTC").await;
     let page = format!("{site}/ui/schedules/{}/users", world.name);
 
-    // Run now; its progress moves on a page that is not loaded again.
+    // The page shows the progress of the run without a reload.
     browser.click("button[aria-label='Run full: users']").await;
     browser.shows("#phase", "Running").await;
     browser.script("window.same = true").await;
@@ -238,7 +239,7 @@ async fn a_person_watches_and_controls_runs() {
     browser.click("#cancel summary").await;
     browser.screenshots("cancel").await;
     let seen = browser.text("#processed").await;
-    eventually("progress moves while one thinks", async || (browser.text("#processed").await != seen).then_some(()))
+    eventually("progress still moves", async || (browser.text("#processed").await != seen).then_some(()))
         .await;
     browser.click("form[action$='/cancel'] button").await;
     browser.shows("#phase", "Cancelled").await;
@@ -253,19 +254,19 @@ async fn a_person_watches_and_controls_runs() {
     assert!(world.schedules().get("projects").await.unwrap().spec.suspended);
     browser.screenshots("schedules").await;
     browser.click("button[aria-label='Resume: projects']").await;
-    eventually("it goes on", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
+    eventually("the schedule is resumed", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
     browser.open(&page).await;
     browser.shows(".slots", "in").await;
     browser.screenshots("schedule").await;
 
-    // With the keyboard alone: the first key shows a way past the header.
+    // With the keyboard only: the first key shows a link that skips the header.
     browser.press("\u{E004}").await;
     let seen = "const skip = document.activeElement; return [skip.className, skip.getBoundingClientRect().left >= 0]";
     assert_eq!(browser.script(seen).await, json!(["skip", true]));
     browser.press("\u{E007}").await;
     assert_eq!(browser.script("return document.activeElement.id").await, "main");
 
-    // Filters find while one types, stay in the address, and keep the cursor where it is.
+    // A filter applies while the user types. It stays in the address, and the cursor keeps its position.
     browser.open(&format!("{site}/ui/runs")).await;
     browser.screenshots("runs").await;
     browser.script("window.same = true").await;
@@ -276,7 +277,7 @@ async fn a_person_watches_and_controls_runs() {
 
     assert_eq!(browser.complaints().await, [""; 0]);
 
-    // Where no events come through, the page looks by itself.
+    // Without events, the page polls.
     browser.chrome("Network.enable", json!({})).await;
     browser.chrome("Network.setBlockedURLs", json!({"urls": ["*/ui/events*"]})).await;
     browser.open(&page).await;

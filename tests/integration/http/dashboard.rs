@@ -1,4 +1,4 @@
-//! The dashboard as browsers see it: who comes in, what they see and may do, and what other sites cannot make them do.
+//! The dashboard as browsers use it: login, visible objects, allowed actions, and protection against other sites.
 
 mod runs;
 
@@ -27,13 +27,13 @@ use super::{
 };
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{World, eventually},
+    support::{TestEnv, eventually},
 };
 
-/// Markup that would run in a page that does not escape it.
+/// Markup that a page without escaping would execute.
 pub const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
 
-/// What a browser gets.
+/// The answer that a browser gets.
 pub struct Seen {
     pub code: StatusCode,
     pub headers: HeaderMap,
@@ -102,14 +102,14 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// A suspended schedule `users`, a run `open` and one, `failed`, that has failed, seen by a sidecar.
-pub async fn scene(world: &World) -> Sidecar {
+/// Starts a sidecar, and creates a suspended schedule `users`, a run `open`, and a failed run `failed`.
+pub async fn start_sidecar(world: &TestEnv) -> Sidecar {
     let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
     fill(world, &sidecar).await;
     sidecar
 }
 
-pub async fn fill(world: &World, sidecar: &Sidecar) {
+pub async fn fill(world: &TestEnv, sidecar: &Sidecar) {
     apply_schedule(world, "users", json!({"suspended": true})).await;
     apply_job(world, "open", json!({})).await;
     apply_job(world, "failed", json!({})).await;
@@ -136,7 +136,7 @@ pub async fn fill(world: &World, sidecar: &Sidecar) {
     .await;
 }
 
-pub fn pages(world: &World) -> [String; 6] {
+pub fn pages(world: &TestEnv) -> [String; 6] {
     let here = &world.name;
     [
         "/".to_owned(),
@@ -149,9 +149,9 @@ pub fn pages(world: &World) -> [String; 6] {
 }
 
 #[tokio::test]
-async fn a_person_sees_and_may_do_what_their_token_may() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn a_user_has_the_rights_of_the_token() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let here = &world.name;
     let suspend = format!("/ui/schedules/{here}/users/suspend");
     let resume = format!("/ui/schedules/{here}/users/resume");
@@ -186,7 +186,7 @@ async fn a_person_sees_and_may_do_what_their_token_may() {
         }
     }
     let schedule = world.schedules().get("users").await.unwrap();
-    assert!(!schedule.spec.suspended, "the last one to press was the editor");
+    assert!(!schedule.spec.suspended, "the editor made the last change");
     assert!(world.jobs().get("open").await.unwrap().spec.cancelled);
     assert_eq!(
         world.jobs().list(&ListParams::default()).await.unwrap().items.len(),
@@ -196,9 +196,9 @@ async fn a_person_sees_and_may_do_what_their_token_may() {
 }
 
 #[tokio::test]
-async fn elsewhere_is_nothing_to_see() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn other_namespaces_are_not_visible() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     for path in
         ["/?namespace=elsewhere", "/ui/runs?namespace=elsewhere", "/ui/schedules/elsewhere/a", "/ui/runs/elsewhere/a"]
@@ -206,13 +206,13 @@ async fn elsewhere_is_nothing_to_see() {
         assert_eq!(browser.get(path).await.code, 403, "{path}");
     }
     assert_eq!(browser.get(&format!("/ui/runs/{}/none", world.name)).await.code, 404);
-    assert!(browser.get("/").await.text.contains("failed"), "what may be seen is, without a right everywhere");
+    assert!(browser.get("/").await.text.contains("failed"), "permitted objects are shown");
 }
 
 #[tokio::test]
-async fn nobody_comes_in_without_a_valid_token() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn a_session_requires_a_valid_token() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let other = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     let foreign = Browser::with_token(&other, &token).await.cookie;
@@ -237,8 +237,8 @@ async fn nobody_comes_in_without_a_valid_token() {
 
 #[tokio::test]
 async fn each_login_is_a_new_session_and_a_logout_ends_it() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let planted = Browser { sidecar: &sidecar, cookie: Some("sync-operator=planted".to_owned()) };
     let answer = planted.log_in(&token, "/ui/runs").await;
@@ -265,8 +265,8 @@ async fn each_login_is_a_new_session_and_a_logout_ends_it() {
 
 #[tokio::test]
 async fn a_login_leads_to_pages_of_the_dashboard_only() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::new(&sidecar);
     for (next, location) in [
@@ -283,9 +283,9 @@ async fn a_login_leads_to_pages_of_the_dashboard_only() {
 }
 
 #[tokio::test]
-async fn forms_of_other_sites_do_nothing() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn forms_of_other_sites_are_refused() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let token = administrator(&world).await;
     let browser = Browser::with_token(&sidecar, &token).await;
     let cancel = format!("/ui/runs/{}/open/cancel", world.name);
@@ -307,15 +307,15 @@ async fn forms_of_other_sites_do_nothing() {
     assert!(world.schedules().get("users").await.unwrap().spec.suspended);
     let answer = browser.post(&cancel, "", &[("origin", "https://localhost")]).await;
     assert_eq!(answer.code, 303, "an old browser, on its own host");
-    // The calls know no sessions, so they need no such check.
+    // The calls accept no sessions, so they need no such check.
     let pause = browser.post("/jobs/pause", "", &[("sec-fetch-site", "cross-site")]).await;
     assert_eq!(pause.code, 401);
 }
 
 #[tokio::test]
-async fn no_page_can_be_framed_or_run_what_is_not_ours() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn no_page_can_be_framed_or_run_foreign_scripts() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let style = browser.get("/").await.text;
     let style = style.split("href=\"").find(|part| part.starts_with("/ui/static/style")).unwrap();
@@ -338,9 +338,9 @@ async fn no_page_can_be_framed_or_run_what_is_not_ours() {
 }
 
 #[tokio::test]
-async fn what_users_wrote_is_shown_as_text() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn user_input_is_shown_as_text() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
     let mut paths = pages(&world).to_vec();
@@ -351,45 +351,46 @@ async fn what_users_wrote_is_shown_as_text() {
     }
     paths.push(format!("/ui/runs?phase={quoted}"));
     paths.push(format!("/ui/{quoted}"));
-    let mut told = 0;
+    let mut escaped = 0;
     for path in paths {
         let Seen { headers, text: page, .. } = browser.get(&path).await;
         assert_eq!(headers["content-type"], "text/html; charset=utf-8", "{path}");
         assert!(page.contains("<!doctype html>"), "{path}: {page}");
         assert!(!page.contains("<script>") && !page.contains("<img"), "{path}: {page}");
-        told += page.matches("&#60;script&#62;alert(1)&#60;/script&#62;&#34;&#39;&#62;").count();
+        escaped += page.matches("&#60;script&#62;alert(1)&#60;/script&#62;&#34;&#39;&#62;").count();
     }
-    // On the failed run's page: its end, worker, attempt, and a document's key and message.
-    assert!(told >= 8, "{told}");
+    // The page of the failed run has the markup in its end, worker and attempt, and in the key and message of a
+    // document.
+    assert!(escaped >= 8, "{escaped}");
 }
 
 #[tokio::test]
-async fn programs_get_what_they_always_got() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let answer = sidecar.get("/").await;
     assert_eq!((answer.problem(), &answer.body["detail"]), ((404, "not-found"), &Value::from("there is no /")));
     for path in ["/nothing", "/jobs?limit=0"] {
         let answer = Browser::new(&sidecar).get(path).await;
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{path}");
     }
-    // Where everyone may do everything, nobody is asked who they are.
+    // A sidecar without authentication has no login.
     let open = Sidecar::open(&world).await;
     let browser = Browser::new(&open);
     let page = browser.get("/").await;
     assert!(page.code == 200 && !page.text.contains("Log out"), "{}", page.text);
     assert_eq!(browser.get("/ui/login").await.location(), "/");
     let rebound = Request::get("/jobs").header("host", "evil.example").body(Body::empty()).unwrap();
-    assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "a name that was made to point here");
+    assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "the host of another site");
     let answer = browser.press(&format!("/ui/schedules/{}/users/resume", world.name), "next=/ui/schedules").await;
     assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/schedules"));
     let answer = browser.post(&format!("/ui/runs/{}/open/cancel", world.name), "", &[]).await;
-    assert_eq!(answer.code, 403, "also there, other sites can do nothing");
+    assert_eq!(answer.code, 403, "other sites are refused without authentication too");
 }
 
 #[tokio::test]
-async fn events_are_for_those_who_may_list_runs() {
-    let world = World::new().await;
+async fn events_require_the_right_to_list_runs() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
     let here = format!("/ui/events?namespace={}", world.name);
     let listen = async |browser: &Browser<'_>, path: &str| {
@@ -407,8 +408,8 @@ async fn events_are_for_those_who_may_list_runs() {
 }
 
 #[tokio::test]
-async fn sidecars_with_the_same_secret_know_each_others_sessions() {
-    let world = World::new().await;
+async fn sidecars_with_the_same_secret_accept_the_same_sessions() {
+    let world = TestEnv::new().await;
     let token = administrator(&world).await;
     let sidecar = async |secret: &[u8]| {
         let sessions = Sessions::new(Some(secret), false).unwrap();
@@ -422,7 +423,7 @@ async fn sidecars_with_the_same_secret_know_each_others_sessions() {
 
 #[tokio::test]
 async fn the_dashboard_can_be_left_out() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::with(&world, settings(None)).await;
     let browser = Browser::new(&sidecar);
     for path in ["/", "/ui/login", "/ui/runs", "/ui/events"] {
@@ -433,7 +434,7 @@ async fn the_dashboard_can_be_left_out() {
 
 #[tokio::test]
 async fn a_secret_that_is_too_short_is_refused_at_the_start() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let file = std::env::temp_dir().join(&world.name);
     std::fs::write(&file, "short").unwrap();
     let mut operator = world.operator("api", &["--dashboard-key-file", file.to_str().unwrap()]);
@@ -443,8 +444,8 @@ async fn a_secret_that_is_too_short_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn older_runs_are_a_page_away_with_the_same_filters() {
-    let world = World::new().await;
+async fn older_runs_are_on_the_next_page_with_the_same_filters() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for i in 0..55 {
         apply_job(&world, &format!("run-{i:02}"), json!({})).await;
@@ -477,7 +478,7 @@ fn settings(dashboard: Option<Sessions>) -> HttpSettings {
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn speed() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let named = |i: usize| format!("schedule-{i:05}");
     let schedules = futures::stream::iter(0..10_000).for_each_concurrent(32, async |i| {

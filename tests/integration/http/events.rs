@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::Sidecar;
 use crate::{
     operator::apply_job,
-    support::{PATIENCE, World, eventually},
+    support::{PATIENCE, TestEnv, eventually},
 };
 
 /// An open stream of events.
@@ -82,14 +82,14 @@ impl Stream {
     }
 }
 
-async fn progress(world: &World, name: &str, progress: i32) {
+async fn progress(world: &TestEnv, name: &str, progress: i32) {
     let patch = Patch::Merge(json!({"status": {"phase": "Running", "progress": progress}}));
     world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events", None).await;
     apply_job(&world, "run", json!({})).await;
@@ -98,18 +98,18 @@ async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
     for percent in 1..=20 {
         progress(&world, "run", percent).await;
     }
-    let mut told = vec![first];
-    while told.last().unwrap().data["progress"] != 20 {
-        told.push(stream.about("run").await);
+    let mut received = vec![first];
+    while received.last().unwrap().data["progress"] != 20 {
+        received.push(stream.about("run").await);
     }
-    for pair in told.windows(2) {
-        assert!(pair[1].at - pair[0].at > Duration::from_millis(900), "{told:?}");
+    for pair in received.windows(2) {
+        assert!(pair[1].at - pair[0].at > Duration::from_millis(900), "{received:?}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_reconnects_gets_what_it_missed_only() {
-    let world = World::new().await;
+async fn a_client_that_reconnects_gets_only_missed_events() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["gone", "same", "moved"] {
         apply_job(&world, name, json!({})).await;
@@ -123,7 +123,7 @@ async fn a_client_that_reconnects_gets_what_it_missed_only() {
     drop(stream);
     progress(&world, "moved", 40).await;
     world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
-    eventually("the sidecar has seen that", async || {
+    eventually("the sidecar has seen the change", async || {
         let jobs = sidecar.get("/jobs").await.body;
         (jobs["items"].as_array()?.len() == 3).then_some(())
     })
@@ -137,7 +137,7 @@ async fn a_client_that_reconnects_gets_what_it_missed_only() {
     assert_eq!((gone.kind.as_str(), &gone.data["name"]), ("deleted", &json!("gone")));
 
     let mut stream = Stream::open(&sidecar, "/events", Some("12-3")).await;
-    assert_eq!(stream.next().await.kind, "reset", "an id of another process says nothing");
+    assert_eq!(stream.next().await.kind, "reset", "an id of another process is ignored");
     let mut names: Vec<_> = Vec::new();
     for _ in 0..3 {
         names.push(stream.next().await.data["name"].as_str().unwrap().to_owned());
@@ -148,12 +148,12 @@ async fn a_client_that_reconnects_gets_what_it_missed_only() {
 
 #[tokio::test]
 async fn a_stream_has_the_filtered_runs_and_ends_with_the_process() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let mut stream = Stream::open(&sidecar, "/events?namespace=elsewhere", None).await;
     apply_job(&world, "run", json!({})).await;
     let mut all = Stream::open(&sidecar, "/events", None).await;
     all.about("run").await;
     sidecar.stop.cancel();
-    assert!(timeout(PATIENCE, stream.read()).await.unwrap().is_none(), "nothing was told of another namespace");
+    assert!(timeout(PATIENCE, stream.read()).await.unwrap().is_none(), "no event is about another namespace");
 }

@@ -2,15 +2,15 @@
 
 mod auth;
 mod browser;
-mod calls;
-mod changes;
 mod dashboard;
+mod edit_schedule;
+mod endpoints;
 mod events;
-mod feed;
 mod outages;
-mod proxied;
 mod reference;
 mod stress;
+mod trusted_proxy;
+mod ui_events;
 
 use std::{net::SocketAddr, num::NonZeroU32};
 
@@ -27,9 +27,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::support::World;
+use crate::support::TestEnv;
 
-/// The sidecar of a world, in this process.
+/// A sidecar in this process.
 pub struct Sidecar {
     router: Router,
     stop: CancellationToken,
@@ -42,7 +42,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The code, and the last word of the problem's type.
+    /// The code, and the last part of the type of the problem.
     pub fn problem(&self) -> (u16, &str) {
         assert_eq!(self.headers["content-type"], "application/problem+json", "{}", self.body);
         assert_eq!(self.body["status"], self.code.as_u16());
@@ -51,18 +51,18 @@ impl Answer {
 }
 
 impl Sidecar {
-    /// One that lets everyone do everything.
-    pub async fn open(world: &World) -> Self {
+    /// A sidecar without authentication.
+    pub async fn open(world: &TestEnv) -> Self {
         Self::new(world, None, 1_000_000).await
     }
 
-    pub async fn new(world: &World, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
+    pub async fn new(world: &TestEnv, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
         let dashboard = Some(Sessions::new(None, false).unwrap());
         let settings = settings(reads, requests_per_second.try_into().unwrap());
         Self::with(world, HttpSettings { dashboard, ..settings }).await
     }
 
-    pub async fn with(world: &World, settings: HttpSettings) -> Self {
+    pub async fn with(world: &TestEnv, settings: HttpSettings) -> Self {
         let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(watches));
@@ -80,7 +80,7 @@ impl Sidecar {
         Self { router, stop }
     }
 
-    /// As if it came from this machine.
+    /// Sends a request from 127.0.0.1.
     pub async fn send(&self, request: Request<Body>) -> axum::response::Response {
         self.send_from([127, 0, 0, 1], request).await
     }
@@ -120,7 +120,7 @@ impl Sidecar {
     }
 }
 
-/// Without a dashboard, at no special path.
+/// Settings without a dashboard and without a path.
 pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> HttpSettings {
     let requests_at_a_time = 64.try_into().unwrap();
     let lease = LeaseName { namespace: Some("default".to_owned()), name: "sync-operator".to_owned() };

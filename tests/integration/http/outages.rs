@@ -1,4 +1,4 @@
-//! Redis or the API server away.
+//! Answers of the sidecar while Redis or the API server is unavailable.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::Instant;
 use crate::{
     http::Sidecar,
     operator::apply_schedule,
-    own::Own,
-    support::{World, eventually},
+    servers::DedicatedServer,
+    support::{TestEnv, eventually},
 };
 
-/// What a Prometheus or a load balancer waits for.
+/// Time for which Prometheus or a load balancer waits for an answer.
 const SOON: Duration = Duration::from_secs(2);
 
-async fn until_health(sidecar: &Sidecar, missing: &str) {
+async fn wait_for_health(sidecar: &Sidecar, missing: &str) {
     eventually(&format!("/health names {missing}"), async || {
         let asked = Instant::now();
         let answer = sidecar.get("/health").await;
@@ -28,15 +28,15 @@ async fn until_health(sidecar: &Sidecar, missing: &str) {
 }
 
 #[tokio::test]
-async fn without_redis_the_last_counts_are_told_with_their_time() {
-    let (redis, servers) = Own::up("redis");
-    let world = World::on(servers).await;
+async fn without_redis_the_last_counts_are_shown_with_their_time() {
+    let (redis, servers) = DedicatedServer::up("redis");
+    let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
     let before = sidecar.get("/jobs/status").await.body;
     assert_eq!(before["counts"]["active"], 0);
     redis.stop();
-    until_health(&sidecar, "redis").await;
-    eventually("the time of the queue stands still", async || {
+    wait_for_health(&sidecar, "redis").await;
+    eventually("the time of the queue does not change", async || {
         let status = sidecar.get("/jobs/status").await;
         assert_eq!(status.code, 200);
         assert_eq!(status.body["counts"]["active"], 0);
@@ -53,9 +53,9 @@ async fn without_redis_the_last_counts_are_told_with_their_time() {
 
 #[tokio::test]
 async fn without_the_api_server_reads_work_and_writes_are_refused() {
-    let (kube, servers) = Own::up("kube");
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     let sidecar = Sidecar::open(&world).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     eventually("the sidecar has seen the schedule", async || {
@@ -64,7 +64,7 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
     })
     .await;
     kube.stop();
-    until_health(&sidecar, "kubernetes").await;
+    wait_for_health(&sidecar, "kubernetes").await;
     let status = sidecar.get("/jobs/status").await;
     assert_eq!((status.code.as_u16(), &status.body["repeatable"][0]["name"]), (200, &json!("users")));
     for path in ["/jobs/trigger/user-sync", "/jobs/pause", "/jobs/resume"] {
@@ -72,13 +72,13 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
         assert_eq!(answer.problem(), (503, "unavailable"), "{path}");
         assert_eq!(answer.headers["retry-after"], "5");
     }
-    eventually("what is told is known to be old", async || {
+    eventually("the answer is marked as stale", async || {
         let status = sidecar.get("/jobs/status").await.body;
         (status["asOf"]["objects"].as_str()? < status["asOf"]["queue"].as_str()?).then_some(())
     })
     .await;
     kube.start();
-    let answer = eventually("the same key leads to a run", async || {
+    let answer = eventually("a call with the same key creates the run", async || {
         let answer = sidecar.post_with("/jobs/trigger/user-sync", Value::Null, &[("idempotency-key", "once")]).await;
         (answer.code == 202).then_some(answer)
     })

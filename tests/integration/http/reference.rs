@@ -1,5 +1,5 @@
-//! The examples of docs/reference/http.md are run, and their answers have the shape that stands there.
-//! `UPDATE_DOCS=1` writes the answers down anew.
+//! Runs the examples of docs/reference/http.md. The answers must have the documented shape.
+//! `UPDATE_DOCS=1` updates the documented answers.
 
 use std::{fs, process::Command};
 
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::auth::administrator;
 use crate::{
-    operator::{apply_job, apply_schedule, get, quiet_interval, under_way},
-    support::{World, eventually, free_port},
+    operator::{apply_job, apply_schedule, get, quiet_interval, wait_until_running},
+    support::{TestEnv, eventually, free_port},
 };
 
 const PAGE: &str = "docs/reference/http.md";
 const MAX_LINE: usize = 110;
 
-/// A command, and the answer that stands under it.
+/// A command, and its documented answer.
 struct Example {
     command: String,
     answer: String,
@@ -31,7 +31,7 @@ fn examples(page: &str) -> Vec<Example> {
         .collect()
 }
 
-/// The same keys with the same kinds of values; what is `null` in one may be anything in the other.
+/// Whether two values have the same keys with values of the same type. `null` matches every type.
 fn same_shape(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
@@ -52,7 +52,7 @@ fn pretty(answer: &Value) -> String {
 
 #[tokio::test]
 async fn the_examples_of_the_reference_have_the_listed_answers() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(20_000, 0).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
@@ -62,7 +62,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
     let mut spec = slow;
     spec["syncType"] = json!("Full");
     apply_job(&world, "nightly", spec).await;
-    under_way(&world, "nightly").await;
+    wait_until_running(&world, "nightly").await;
     eventually("calls are served", async || get(port, "/health").await.filter(|(code, _)| *code == 200)).await;
 
     let token = administrator(&world).await;
@@ -79,7 +79,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
             bash.env("TOKEN", &token).env("NS", &world.name).env("JOB", &job);
             serde_json::from_slice::<Value>(&bash.output().unwrap().stdout).ok()
         };
-        // What changes something is asked for once; but a run can be tried again only when it has ended.
+        // A call with an effect is sent once. A run can be retried only after its end.
         let answer = if command.contains("-X POST") && !command.contains("/retry") {
             ask().unwrap()
         } else {

@@ -14,19 +14,19 @@ use tokio::{
 use super::auth::administrator;
 use crate::{
     operator::{apply_job, apply_schedule, finished, get, quiet_interval},
-    support::{World, eventually, free_port, unique},
+    support::{TestEnv, eventually, free_port, unique},
 };
 
 const BAD_REQUESTS: u64 = 10_000;
 const IDLE: usize = 1_000;
-/// Far more than is needed, and far less than a leak of every bad request would take.
+/// Limit of the memory: far above the need, and far below a leak of every bad request.
 const MOST_MIB: u64 = 150;
 
-async fn serving(port: u16) {
+async fn wait_until_served(port: u16) {
     eventually("calls are served", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
 }
 
-/// A request that no well-meaning client sends.
+/// A malformed request.
 fn bad_request(seed: u64) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(seed);
     let paths = [
@@ -81,17 +81,17 @@ fn bad_request(seed: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bad_slow_and_idle_clients_leave_room_for_others() {
-    let world = World::new().await;
+async fn bad_slow_and_idle_clients_do_not_block_others() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
-    serving(port).await;
+    wait_until_served(port).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     let connect = async || TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut idle = Vec::new();
     for number in 0..IDLE {
         let mut connection = connect().await;
-        // Every second one has begun a request.
+        // Every second connection has begun a request.
         if number % 2 == 0 {
             connection.write_all(b"POST /jobs/pause HTTP/1.1\r\nHost: x\r\nContent-Le").await.unwrap();
         }
@@ -114,7 +114,7 @@ async fn bad_slow_and_idle_clients_leave_room_for_others() {
     finished(&world, "run").await;
     let resident = operator.resident_mib();
     assert!(resident < MOST_MIB, "{resident} MiB");
-    eventually("those who said nothing are sent away", async || {
+    eventually("idle connections are closed", async || {
         let mut byte = [0];
         for connection in &mut idle {
             timeout(Duration::from_millis(1), connection.read(&mut byte)).await.ok()?.ok();
@@ -128,10 +128,10 @@ async fn bad_slow_and_idle_clients_leave_room_for_others() {
 }
 
 #[tokio::test]
-async fn a_call_under_way_is_answered_when_the_process_stops() {
-    let world = World::new().await;
+async fn an_open_call_is_answered_when_the_process_stops() {
+    let world = TestEnv::new().await;
     let (mut operator, port) = world.all(&[]);
-    serving(port).await;
+    wait_until_served(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n";
     call.write_all(format!("{head}{{\"dryRun\":").as_bytes()).await.unwrap();
@@ -142,7 +142,7 @@ async fn a_call_under_way_is_answered_when_the_process_stops() {
     assert_eq!(String::from_utf8_lossy(&begun), String::from_utf8_lossy(expected));
     operator.signal("TERM");
     eventually("the process stops", async || operator.log().contains("stopping").then_some(())).await;
-    eventually("nobody else is let in", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
+    eventually("no further connection is accepted", async || TcpStream::connect(("127.0.0.1", port)).await.err()).await;
     call.write_all(b"true}").await.unwrap();
     let mut answer = String::new();
     call.read_to_string(&mut answer).await.unwrap();
@@ -152,7 +152,7 @@ async fn a_call_under_way_is_answered_when_the_process_stops() {
 
 #[tokio::test]
 async fn a_renewed_certificate_is_served_without_a_restart() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let folder: PathBuf = std::env::temp_dir().join(unique("tls"));
     fs::create_dir(&folder).unwrap();
     let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -176,8 +176,8 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
             .arg(format!("https://127.0.0.1:{port}/livez"))
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&curl.stderr).into_owned();
-        (curl.status.success() && told.contains(&format!("CN={name}"))).then_some(())
+        let output = String::from_utf8_lossy(&curl.stderr).into_owned();
+        (curl.status.success() && output.contains(&format!("CN={name}"))).then_some(())
     };
     eventually("the first certificate is served", async || served("first")).await;
     make("second");
@@ -185,19 +185,19 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// The calls keep what the document says of them, whatever is sent.
+/// The answers to random requests are as in the OpenAPI document.
 #[tokio::test]
 async fn an_openapi_fuzzer_finds_nothing() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let port = free_port().to_string();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
     let _operator = world.operator("all", &http);
-    serving(port.parse().unwrap()).await;
+    wait_until_served(port.parse().unwrap()).await;
     apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
     apply_job(&world, "run", json!({"suspended": true})).await;
     let token = administrator(&world).await;
     let fuzz = move || Command::new("tests/openapi/fuzz.sh").args([format!("http://127.0.0.1:{port}"), token]).output();
     let report = tokio::task::spawn_blocking(fuzz).await.unwrap().unwrap();
-    let told = String::from_utf8_lossy(&report.stdout);
-    assert!(report.status.success(), "{told}\n{}", String::from_utf8_lossy(&report.stderr));
+    let output = String::from_utf8_lossy(&report.stdout);
+    assert!(report.status.success(), "{output}\n{}", String::from_utf8_lossy(&report.stderr));
 }

@@ -1,4 +1,4 @@
-//! Answers as servers send them, and documents as people have them: each case went wrong once, for somebody.
+//! Answers of real servers and documents of real users. Each case has caused a failure.
 
 use std::io::Write as _;
 
@@ -10,7 +10,7 @@ pub(super) async fn insert(local: &Local, documents: impl IntoIterator<Item = Do
     local.database.collection::<Document>("users").insert_many(documents).await.unwrap();
 }
 
-/// What the source keeps in a document that it listed before.
+/// The state of a source in a document that it listed before.
 pub(super) fn earlier() -> Document {
     confirmed("default", "people")
 }
@@ -80,13 +80,13 @@ async fn keys_of_different_types_end_the_attempt() {
 }
 
 #[tokio::test]
-async fn keys_that_only_a_collation_takes_for_equal_fail() {
+async fn keys_that_are_equal_only_by_collation_fail() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     let collation = doc! {"locale": "en", "strength": 2};
     local.database.run_command(doc! {"create": "users", "collation": collation}).await.unwrap();
     insert(&local, ["Ann", "bob"].map(|name| doc! {"gitlabId": name, "_sync": earlier()})).await;
     let list = json!({"users": [{"id": "ann", "name": "a"}, {"id": "bob", "name": "b"}]});
-    upstream.books().instead.extend([Instead::Reply(200, list), Instead::Reply(200, json!({"users": []}))]);
+    upstream.state().instead.extend([Instead::Reply(200, list), Instead::Reply(200, json!({"users": []}))]);
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, ended.counts().0, local.count(doc! {}).await), (Some(1), 2, 2), "{}", ended.stdout);
     assert_eq!(failed_keys(&ended), [("Ann".to_owned(), "InvalidKey".to_owned())]);
@@ -104,7 +104,7 @@ async fn documents_without_a_key_are_left_alone() {
         assert_eq!((ended.code, ended.counts().0), (Some(0), 1), "{}", ended.stdout);
     }
     assert_eq!(local.count(doc! {"gitlabId": bson::Bson::Null, "name": bson::Bson::Null}).await, 4);
-    assert!(!upstream.books().addresses.iter().any(|address| address.contains("null")));
+    assert!(!upstream.state().addresses.iter().any(|address| address.contains("null")));
 }
 
 #[tokio::test]
@@ -161,27 +161,27 @@ async fn two_sources_of_one_collection_both_write_all_they_have() {
     let both = doc! {"name": {"$exists": true}, "title": {"$exists": true}, "_sync.default/gitlab.at": {"$type": "date"},
     "_sync.default/hr.at": {"$type": "date"}};
     assert_eq!(local.count(both).await, 20);
-    // What one source does not list any more, the other one keeps.
-    upstream.books().people = 19;
+    // A document that one source does not list any more is kept if the other source lists it.
+    upstream.state().people = 19;
     let ended = local.run(&job("users", &pages(&upstream, &json!({"name": "other"}))), &[]).await;
     assert_eq!((ended.code, local.count(doc! {}).await), (Some(0), 20), "{}", ended.stdout);
     let mut incremental = by_user(&upstream, &json!({"name": "incremental"}));
     incremental["syncType"] = json!("Incremental");
     incremental["target"] = json!({"keyField": "gitlabId"});
     let ended = local.run(&job("users", &incremental), &[]).await;
-    assert_eq!(ended.counts().0, 20, "what another source has stamped is due: {}", ended.stdout);
+    assert_eq!(ended.counts().0, 20, "documents that another source has stamped are due: {}", ended.stdout);
 }
 
 #[tokio::test]
-async fn a_document_that_comes_during_the_walk_is_kept() {
+async fn a_document_inserted_during_the_walk_is_kept() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(40).await);
     insert(&local, (0..40).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
-    upstream.books().delay = Duration::from_millis(100);
+    upstream.state().delay = Duration::from_millis(100);
     let (manifest, spec) = (local.folder.join("job.yaml"), pages(&upstream, &json!({})));
     fs::write(&manifest, job("users", &spec)).unwrap();
     let run = local.finish(local.command(&["job.yaml"]), "");
     let come = async {
-        eventually("the second page is asked for", async || (upstream.requests() >= 2).then_some(())).await;
+        eventually("the second page is requested", async || (upstream.requests() >= 2).then_some(())).await;
         insert(&local, [doc! {"gitlabId": 900}]).await;
     };
     let (ended, ()) = tokio::join!(run, come);
@@ -193,16 +193,16 @@ async fn a_document_that_comes_during_the_walk_is_kept() {
 async fn the_end_of_the_pages_may_be_404() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(20).await);
     insert(&local, (0..20).map(|n| doc! {"gitlabId": n})).await;
-    upstream.books().fixed.insert("/numbered?page=3&n=10".to_owned(), Instead::Status(404, vec![]));
+    upstream.state().fixed.insert("/numbered?page=3&n=10".to_owned(), Instead::Status(404, vec![]));
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (20, 20, 0, 0)), "{}", ended.stdout);
-    upstream.books().fixed.insert("/numbered?page=1&n=10".to_owned(), Instead::Status(404, vec![]));
+    upstream.state().fixed.insert("/numbered?page=1&n=10".to_owned(), Instead::Status(404, vec![]));
     let ended = local.run(&job("users", &pages(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, local.count(doc! {}).await), (Some(1), 20));
 }
 
 #[tokio::test]
-async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
+async fn a_walk_whose_cursor_is_invalid_starts_over() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(25).await);
     insert(&local, (0..25).map(|n| doc! {"gitlabId": n})).await;
     upstream.decide(|number| (number == 2).then(|| Instead::Status(410, vec![])));
@@ -217,7 +217,7 @@ async fn a_walk_whose_cursor_is_of_no_use_any_more_starts_over() {
 async fn links_may_be_quoted_with_apostrophes() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(2).await);
     insert(&local, (0..2).map(|n| doc! {"gitlabId": n, "_sync": earlier()})).await;
-    upstream.books().instead.push_back(Instead::Link("<?page=2&n=1>; rel='next'"));
+    upstream.state().instead.push_back(Instead::Link("<?page=2&n=1>; rel='next'"));
     let linked =
         json!({"endpoint": upstream.rest("/linked?n={first}"), "resultPath": "", "pagination": {"by": "Link"}});
     let mut spec = pages(&upstream, &linked);
@@ -231,17 +231,17 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(5, 0).await;
     for code in [403, 422, 451, 500] {
-        upstream.books().fixed.insert("/users/3".to_owned(), Instead::Status(code, vec![]));
+        upstream.state().fixed.insert("/users/3".to_owned(), Instead::Status(code, vec![]));
         let spec = by_user(&upstream, &json!({"name": "people", "requestRetries": 1, "onMissing": "Delete"}));
         let before = upstream.requests();
         let ended = local.run(&job("users", &spec), &[]).await;
         let counts = ended.counts();
         assert_eq!((ended.code, counts.0, counts.3), (Some(0), 5, 1), "{code}: {}", ended.stdout);
         assert_eq!(failed_keys(&ended), [("3".to_owned(), "SourceError".to_owned())], "{code}");
-        // One of them is asked before anything may be removed.
+        // The run requests one of them before it may remove documents.
         assert_eq!(upstream.requests() - before, 6 + usize::from(code == 500), "{code}");
     }
-    upstream.books().fixed.clear();
+    upstream.state().fixed.clear();
     upstream.decide(|_| Some(Instead::Status(403, vec![])));
     let ended = local.run(&job("users", &by_user(&upstream, &json!({}))), &[]).await;
     assert!(ended.code == Some(1) && ended.stdout.contains("InvalidSource"), "{}", ended.stdout);
@@ -249,7 +249,7 @@ async fn a_request_that_is_rejected_for_one_document_fails_it() {
 }
 
 #[tokio::test]
-async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
+async fn an_outage_fails_the_attempt_and_not_the_documents() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(60, 0).await;
     upstream.decide(|number| (number > 10).then(|| Instead::Status(500, vec![])));
@@ -261,7 +261,7 @@ async fn an_outage_is_the_attempts_failure_and_not_the_documents() {
 }
 
 #[tokio::test]
-async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
+async fn attempts_with_progress_do_not_use_up_the_backoff_limit() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(100, 0).await;
     upstream.decide(|number| (number % 5 == 0).then(|| Instead::Status(500, vec![])));
@@ -269,7 +269,7 @@ async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
     spec["source"]["rest"]["endpoint"] = upstream.rest("/users?ids={ids}").into();
     spec["batchSize"] = json!(3);
     spec["parallelism"] = json!(1);
-    // A batch that was asked for when the attempt failed may make the next one fail at once.
+    // A batch that was requested when the attempt failed may make the next attempt fail at once.
     spec["backoffLimit"] = json!(3);
     let ended = local.run(&job("users", &spec), &[]).await;
     let (processed, .., failed) = ended.counts();
@@ -278,15 +278,15 @@ async fn attempts_that_come_further_do_not_use_up_the_backoff_limit() {
 }
 
 #[tokio::test]
-async fn a_limit_without_a_time_is_waited_for() {
+async fn a_rate_limit_without_a_time_delays_the_run() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(3, 0).await;
     let limit = json!({"message": "You have exceeded a secondary rate limit."});
-    upstream.books().instead.push_back(Instead::Reply(403, limit));
+    upstream.state().instead.push_back(Instead::Reply(403, limit));
     let mut child =
         process::Command::from(local.command(&["-", "--resume", "file"])).kill_on_drop(true).spawn().unwrap();
     child.stdin.take().unwrap().write_all(job("users", &by_user(&upstream, &json!({}))).as_bytes()).await.unwrap();
-    eventually("the source was asked", async || (upstream.requests() > 0).then_some(())).await;
+    eventually("the source received a request", async || (upstream.requests() > 0).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(Command::new("kill").args(["-INT", &child.id().unwrap().to_string()]).status().unwrap().success());
     let ended: Ended = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap().into();
@@ -298,39 +298,39 @@ async fn an_error_of_graphql_without_a_code_is_tried_again() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(2, 0).await;
     let hiccup = json!({"data": null, "errors": [{"message": "Something went wrong while executing your query"}]});
-    upstream.books().instead.push_back(Instead::Body(hiccup.to_string()));
+    upstream.state().instead.push_back(Instead::Body(hiccup.to_string()));
     let ended = local.run(&job("users", &graph(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (2, 2, 0, 0)), "{}", ended.stdout);
     assert_eq!(ended.json()["status"]["attempts"], 0);
 }
 
 #[tokio::test]
-async fn a_null_on_a_page_fails_and_the_others_are_written() {
+async fn a_null_on_a_page_fails_and_other_results_are_written() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     insert(&local, (1..=4).map(|n| doc! {"gitlabId": n.to_string(), "_sync": earlier()})).await;
     let page = json!({
         "data": {"people": {"nodes": [{"id": "1", "name": "a"}, null, {"id": "3", "name": "c"}], "pageInfo": {"endCursor": null}}},
         "errors": [{"message": "hidden", "path": ["people", "nodes", 1]}],
     });
-    upstream.books().instead.push_back(Instead::Body(page.to_string()));
+    upstream.state().instead.push_back(Instead::Body(page.to_string()));
     let walk = json!({"name": "people", "resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "q",
         "pagination": {"nextPath": "/data/people/pageInfo/endCursor"}});
     let mut spec = graph(&upstream, &walk);
     spec["target"] = json!({"keyField": "gitlabId"});
     let ended = local.run(&job("users", &spec), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (3, 2, 0, 1)), "{}", ended.stdout);
-    assert_eq!(local.count(doc! {}).await, 4, "whose the null is, nobody can tell");
+    assert_eq!(local.count(doc! {}).await, 4, "the document of the null is unknown");
 }
 
 #[tokio::test]
-async fn a_missing_way_to_the_result_removes_nothing() {
+async fn a_missing_path_to_the_result_removes_nothing() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(3, 0).await;
     let found = |user: &Value| Instead::Body(json!({"data": {"project": {"user": user}}}).to_string());
     let lost = Instead::Body(json!({"data": {"project": null}}).to_string());
     let one = json!({"name": "a"});
-    // The first answer is that of the check whether the source has anything.
-    upstream.books().instead.extend([found(&one), found(&one), lost.clone(), lost]);
+    // The first answer is for the check that the source has any results.
+    upstream.state().instead.extend([found(&one), found(&one), lost.clone(), lost]);
     let part = json!({"name": "people", "resultPath": "/data/project/user", "onMissing": "Delete", "concurrency": 1});
     let mut spec = graph(&upstream, &part);
     spec["failurePolicy"] = json!({"maxFailedPercent": 100});
@@ -340,12 +340,12 @@ async fn a_missing_way_to_the_result_removes_nothing() {
 }
 
 #[tokio::test]
-async fn an_empty_list_of_a_search_says_that_there_is_none() {
+async fn an_empty_search_result_means_a_missing_document() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     insert(&local, (0..3).map(|n| doc! {"_id": n, "_sync": earlier()})).await;
     for id in 0..3 {
         let list = if id == 1 { json!([]) } else { json!([{"id": id, "name": format!("User {id}")}]) };
-        upstream.books().fixed.insert(format!("/search?username={id}"), Instead::Reply(200, list));
+        upstream.state().fixed.insert(format!("/search?username={id}"), Instead::Reply(200, list));
     }
     let mut spec = by_user(&upstream, &json!({"onMissing": "Mark", "name": "people"}));
     spec["source"]["rest"] = json!({"endpoint": upstream.rest("/search?username={id}"), "resultPath": "/0"});
@@ -359,8 +359,8 @@ async fn an_empty_list_of_a_search_says_that_there_is_none() {
 async fn an_answer_without_content_removes_nothing() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     local.seed(3, 0).await;
-    upstream.books().fixed.insert("/users/1".to_owned(), Instead::Status(204, vec![]));
-    upstream.books().fixed.insert("/users/2".to_owned(), Instead::Body(String::new()));
+    upstream.state().fixed.insert("/users/1".to_owned(), Instead::Status(204, vec![]));
+    upstream.state().fixed.insert("/users/2".to_owned(), Instead::Body(String::new()));
     let ended = local.run(&job("users", &by_user(&upstream, &json!({"onMissing": "Delete"}))), &[]).await;
     assert_eq!((ended.code, ended.counts()), (Some(0), (3, 1, 2, 0)), "{}", ended.stdout);
     assert_eq!(local.count(doc! {}).await, 3);
@@ -373,10 +373,10 @@ async fn compressed_answers_are_read() {
     let mut gzip = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     gzip.stdin.take().unwrap().write_all(br#"{"name": "Ann"}"#).unwrap();
     let body = gzip.wait_with_output().unwrap().stdout;
-    upstream.books().fixed.insert("/users/0".to_owned(), Instead::Encoded("gzip", body));
+    upstream.state().fixed.insert("/users/0".to_owned(), Instead::Encoded("gzip", body));
     let ended = local.run(&job("users", &by_user(&upstream, &json!({}))), &[]).await;
     assert_eq!((ended.code, local.count(doc! {"name": "Ann"}).await), (Some(0), 1), "{}", ended.stdout);
-    let accepted = upstream.books().headers["accept-encoding"].to_str().unwrap().to_owned();
+    let accepted = upstream.state().headers["accept-encoding"].to_str().unwrap().to_owned();
     for encoding in ["gzip", "br", "zstd", "deflate"] {
         assert!(accepted.contains(encoding), "{encoding}: {accepted}");
     }

@@ -18,14 +18,14 @@ use super::Local;
 use crate::{
     operator::finished,
     sources::{ALLOWED, secret},
-    support::{World, confirmed, source, unique},
+    support::{TestEnv, confirmed, source, unique},
     upstream::{Peculiar, Upstream},
 };
 
 /// Fields whose values are times of the run.
 const TIMES: [&str; 2] = ["lastSynced", "missingSince"];
 
-/// What a run left.
+/// The result of a run.
 struct Left {
     documents: Vec<Document>,
     status: Value,
@@ -47,7 +47,7 @@ async fn documents(database: &Database, collection: &str) -> Vec<Document> {
                 state.get_mut(field).into_iter().for_each(|time| *time = "a time".into());
             }
         }
-        // Documents that a run makes get their ids from MongoDB.
+        // Documents that a run inserts get their ids from MongoDB.
         if document.get_bool("made").is_err() {
             document.remove("_id");
         }
@@ -64,7 +64,7 @@ fn without_uid(message: &str) -> String {
     }
 }
 
-/// What of a status must be equal: all but times, and what only a cluster has.
+/// The fields of a status that must be equal: all except times, and fields that only a cluster has.
 fn comparable(status: &SyncJobStatus) -> Value {
     let mut conditions = status.conditions.clone();
     conditions.retain(|condition| condition.status == "True");
@@ -83,7 +83,7 @@ fn comparable(status: &SyncJobStatus) -> Value {
     })
 }
 
-/// Makes equal collections for both.
+/// Creates a collection for one of the two runs.
 async fn fill(database: &Database, collection: &str, documents: &[Document], key_field: &str) {
     let users = database.collection::<Document>(collection);
     users.insert_many(documents).await.unwrap();
@@ -96,7 +96,7 @@ async fn fill(database: &Database, collection: &str, documents: &[Document], key
 }
 
 /// Runs `job` on the cluster and `manifest` locally, over equal documents, and compares what they leave.
-async fn compare(world: &World, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
+async fn compare(world: &TestEnv, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
     let collection = job.spec.target.collection.clone().unwrap();
     let local = Local::new().await;
     for database in [&world.database, &local.database] {
@@ -237,7 +237,7 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
         {"from": "/name", "to": "name", "type": "String"},
         {"from": "/absent", "to": "n", "onNull": pick(random, &["Skip", "Unset", "Set"])},
         {"value": "upstream", "to": "origin"},
-        // A validator refuses it, so some runs cannot make documents without it.
+        // The validator requires this field, so some runs cannot insert documents without it.
         {"value": pick(random, &["c@d", "nobody"]), "to": "email"},
     ]);
     if random.random_bool(0.4) {
@@ -248,9 +248,9 @@ fn random_spec(random: &mut StdRng, upstream: &Upstream) -> Value {
 }
 
 fn peculiar(random: &mut StdRng, upstream: &Upstream) {
-    let mut books = upstream.books();
-    books.people = random.random_range(0..150);
-    books.users = (0..150)
+    let mut state = upstream.state();
+    state.people = random.random_range(0..150);
+    state.users = (0..150)
         .filter_map(|id: i32| {
             let user = match random.random_range(0..20) {
                 0 | 1 => Peculiar::Gone,
@@ -264,12 +264,12 @@ fn peculiar(random: &mut StdRng, upstream: &Upstream) {
 
 /// `SPECS=200 SEED=1` compares more of them.
 #[tokio::test]
-async fn random_specs_leave_what_they_leave_on_a_cluster() {
+async fn random_specs_have_the_same_result_on_a_cluster() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seed = number("SEED").unwrap_or_else(rand::random);
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     let (_operator, _) = world.all(&ALLOWED);
     for number in 0..number("SPECS").unwrap_or(20) {
         peculiar(&mut random, &upstream);
@@ -287,12 +287,12 @@ async fn random_specs_leave_what_they_leave_on_a_cluster() {
 }
 
 /// The SyncJob of a sample, and the sample, for a collection and a source of the test's own.
-fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (SyncJob, String) {
+fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) -> (SyncJob, String) {
     let text = fs::read_to_string(format!("manifests/samples/{path}")).unwrap();
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
         .replace("https://gitlab.com/api/v4/users/{id}", &upstream.rest("/users/{id}"))
-        // As many requests in a shorter time.
+        // The same number of requests in a shorter time.
         .replace("per: 10m", "per: 10s");
     let mut object: Value = serde_yaml_ng::from_str(&text).unwrap();
     let is_job = object["kind"] == "SyncJob";
@@ -313,13 +313,13 @@ fn sample(path: &str, upstream: &Upstream, world: &World, collection: &str) -> (
 }
 
 #[tokio::test]
-async fn samples_leave_what_they_leave_on_a_cluster() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+async fn samples_have_the_same_result_on_a_cluster() {
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     secret(&world, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
     let (_operator, _) = world.all(&ALLOWED);
-    upstream.books().token = Some("glpat-x".to_owned());
-    upstream.books().users.insert("3".to_owned(), Peculiar::Gone);
-    upstream.books().projects = vec![2, 3, 9];
+    upstream.state().token = Some("glpat-x".to_owned());
+    upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
+    upstream.state().projects = vec![2, 3, 9];
     let id = |kind: &str, number: i32| match kind {
         "" => Bson::from(number),
         kind => Bson::from(format!("gid://gitlab/{kind}/{number}")),

@@ -1,4 +1,4 @@
-//! When a run may mark or delete documents: the cases of docs/design/safe-runs.md, through the program.
+//! The conditions for the removal of documents: the cases of docs/design/safe-runs.md, with whole processes.
 
 use super::{
     answers::{earlier, insert, pages},
@@ -27,10 +27,10 @@ fn by_number(upstream: &Upstream) -> Value {
 
 /// Answers requests for these paths and queries.
 fn answer<const N: usize>(upstream: &Upstream, pages: [(&str, Instead); N]) {
-    upstream.books().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
+    upstream.state().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
 }
 
-/// Documents that the source listed before: with the ids of `ids`.
+/// Inserts documents with these ids, which the source listed before.
 async fn known(local: &Local, ids: std::ops::Range<i32>) {
     insert(local, ids.map(|id| doc! {"gitlabId": id, "active": true, "_sync": earlier()})).await;
 }
@@ -48,7 +48,7 @@ fn marked() -> Document {
 }
 
 #[tokio::test]
-async fn one_full_page_is_the_last_one_only_if_it_says_so() {
+async fn a_single_full_page_must_state_that_it_is_the_last() {
     let page = |users: Value| Instead::Reply(200, json!({"users": users}));
     let stated = || Instead::Reply(200, json!({"users": users(0..10), "next": null}));
     let (link, cursor) = ("/list?n=10", "/list?after=&n=10");
@@ -68,7 +68,7 @@ async fn one_full_page_is_the_last_one_only_if_it_says_so() {
     ] {
         let (local, upstream) = (Local::new().await, Upstream::start().await);
         known(&local, 0..11).await;
-        upstream.books().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
+        upstream.state().fixed = pages.into_iter().map(|(path, instead)| (path.to_owned(), instead)).collect();
         let ended = run(&local, &spec(&upstream)).await;
         assert_eq!(ended.code, Some(0), "{name}: {}", ended.stdout);
         assert_eq!(
@@ -86,7 +86,7 @@ async fn one_full_page_is_the_last_one_only_if_it_says_so() {
 }
 
 #[tokio::test]
-async fn the_last_page_of_several_need_not_say_so() {
+async fn the_last_of_several_pages_need_not_be_stated() {
     let (local, upstream) = (Local::new().await, Upstream::start().await);
     known(&local, 0..21).await;
     // As Microsoft Graph, whose last page lacks @odata.nextLink.
@@ -126,7 +126,7 @@ async fn pages_that_are_capped_are_walked_to_their_end() {
     );
     let ended = run(&local, &by_number(&upstream)).await;
     assert_eq!((ended.code, count(&ended, "marked"), local.count(marked()).await), (Some(0), 1, 1), "{}", ended.stdout);
-    // Where it is said that a short page is the last one, the total tells that it is not.
+    // With `lastPage: Short`, the total shows that the short page is not the last one.
     let mut short = by_number(&upstream);
     short["source"]["pagination"] = json!({"by": "Number", "lastPage": "Short", "totalPath": "/total"});
     known(&local, 50..51).await;
@@ -136,7 +136,7 @@ async fn pages_that_are_capped_are_walked_to_their_end() {
 }
 
 #[tokio::test]
-async fn a_first_import_leaves_documents_of_others_alone() {
+async fn a_first_import_keeps_documents_without_a_confirmation() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(5).await);
     // Made by hand, stamped by a schedule without a source, and marked as synced by an earlier release.
     insert(&local, [doc! {"gitlabId": 900, "role": "admin"}, doc! {"gitlabId": 901, "lastSynced": DateTime::now()}])
@@ -160,7 +160,7 @@ async fn the_mark_of_one_source_survives_the_list_of_another() {
         assert_eq!(run(&local, &of(name)).await.code, Some(0));
     }
     for (people, name, left) in [(9, "gitlab", 1), (10, "hr", 1), (9, "hr", 1), (10, "gitlab", 1), (10, "hr", 0)] {
-        upstream.books().people = people;
+        upstream.state().people = people;
         let ended = run(&local, &of(name)).await;
         assert_eq!(
             (ended.code, local.count(marked()).await),
@@ -186,7 +186,7 @@ async fn a_copy_of_a_document_is_confirmed_like_it() {
 }
 
 #[tokio::test]
-async fn leavers_of_before_do_not_trip_the_guard() {
+async fn documents_marked_before_do_not_count_for_the_guard() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(70).await);
     known(&local, 0..70).await;
     let state = doc! {"default/people": {"at": DateTime::from_millis(1), "gone": DateTime::from_millis(2)}};
@@ -238,7 +238,7 @@ async fn a_run_stops_after_the_batch_with_too_many_changes() {
 }
 
 #[tokio::test]
-async fn fields_that_a_mark_sets_are_put_back() {
+async fn fields_that_a_mark_sets_are_restored() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(10).await);
     known(&local, 0..13).await;
     let set = json!([{"to": "active", "value": false}, {"to": "note", "value": "left"}]);
@@ -247,16 +247,16 @@ async fn fields_that_a_mark_sets_are_put_back() {
     assert_eq!(local.count(doc! {"active": false, "note": "left", "missingSince": {"$type": "date"}}).await, 3);
     let users = local.database.collection::<Document>("users");
     users.update_one(doc! {"gitlabId": 11}, doc! {"$set": {"note": "on leave"}}).await.unwrap();
-    upstream.books().people = 13;
+    upstream.state().people = 13;
     let ended = run(&local, &spec).await;
     assert_eq!((ended.code, count(&ended, "unmarked")), (Some(0), 3), "{}", ended.stdout);
     assert_eq!(local.count(doc! {"active": true}).await, 13);
-    assert_eq!(local.count(doc! {"note": {"$exists": true}}).await, 1, "what somebody changed stays");
+    assert_eq!(local.count(doc! {"note": {"$exists": true}}).await, 1, "a field that another client changed stays");
     assert_eq!(local.count(doc! {"_sync.default/people.was": {"$exists": true}}).await, 0);
 }
 
 #[tokio::test]
-async fn a_document_is_deleted_after_it_was_marked_for_so_long() {
+async fn a_document_is_deleted_when_delete_after_has_passed() {
     let (local, upstream) = (Local::new().await, Upstream::with_people(10).await);
     known(&local, 0..11).await;
     for _ in 0..3 {
@@ -283,7 +283,7 @@ async fn a_key_that_several_documents_have_removes_none_of_them() {
         let ended = run(&local, &pages(&upstream, &json!({}))).await;
         assert_eq!((ended.code, count(&ended, "marked")), (Some(0), 0), "{}", ended.stdout);
     }
-    assert_eq!(local.count(doc! {"gitlabId": 3, "name": "User 3"}).await, 2, "both are written");
+    assert_eq!(local.count(doc! {"gitlabId": 3, "name": "User 3"}).await, 2, "both documents are written");
 }
 
 #[tokio::test]
@@ -305,14 +305,14 @@ async fn walks_that_overlap_delete_nothing_that_one_of_them_lists() {
     known(&local, 0..21).await;
     let spec = pages(&upstream, &json!({}));
     assert_eq!(run(&local, &spec).await.code, Some(0));
-    // The slow walk does not list 20, and the fast one does, while the slow one is under way.
+    // The fast walk lists 20 during the slow walk, which does not list it.
     fs::write(local.folder.join("job.yaml"), job("users", &spec)).unwrap();
-    upstream.books().delay = Duration::from_millis(700);
+    upstream.state().delay = Duration::from_millis(700);
     let slow = local.finish(local.command(&["job.yaml"]), "");
     let fast = async {
-        eventually("the last page is asked for", async || (upstream.requests() >= 6).then_some(())).await;
-        upstream.books().delay = Duration::ZERO;
-        upstream.books().people = 21;
+        eventually("the last page is requested", async || (upstream.requests() >= 6).then_some(())).await;
+        upstream.state().delay = Duration::ZERO;
+        upstream.state().people = 21;
         run(&local, &spec).await
     };
     let (slow, fast) = tokio::join!(slow, fast);

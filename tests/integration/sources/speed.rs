@@ -1,4 +1,4 @@
-//! How fast runs fetch: `make bench-sources`.
+//! The speed of runs with a source: `make bench-sources`.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use bson::doc;
 use serde_json::{Value, json};
 
 use super::{ALLOWED, ONE, counts, limited_runs, run, spec, with};
-use crate::{support::World, upstream::Upstream};
+use crate::{support::TestEnv, upstream::Upstream};
 
 #[tokio::test]
 #[ignore = "for a quiet machine: make bench-sources"]
@@ -27,10 +27,10 @@ async fn a_rate_is_never_exceeded_and_well_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "for a quiet machine: make bench-sources"]
 async fn ten_thousand_users_from_a_slow_server() {
-    let (world, upstream) = (World::new().await, Upstream::start().await);
+    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
     world.seed(10_000, 0).await;
-    // Real runs are further apart than the 5 min for which MongoDB keeps what documents were before; these are not. And it
-    // makes a checkpoint each minute by default, in the tests every 2 s.
+    // MongoDB keeps old versions of documents for 5 min, which is longer than the time between these runs. And MongoDB
+    // makes a checkpoint each minute by default, and every 2 s in the tests.
     let admin = world.database.client().database("admin");
     for (parameter, value) in [("minSnapshotHistoryWindowInSeconds", 0), ("syncdelay", 60)] {
         admin.run_command(doc! {"setParameter": 1, parameter: value}).await.unwrap();
@@ -38,7 +38,7 @@ async fn ten_thousand_users_from_a_slow_server() {
     let (operator, _) = world.all(&ALLOWED);
     let mut wide = spec(&upstream);
     wide["parallelism"] = 8.into();
-    // What MongoDB takes for stamping alone.
+    // The time of MongoDB for the stamps alone.
     let mut stamping = wide.clone();
     stamping.as_object_mut().unwrap().retain(|key, _| key != "source" && key != "mapping");
     for round in 0..4 {
@@ -58,22 +58,22 @@ async fn ten_thousand_users_from_a_slow_server() {
     println!("{} MiB", operator.resident_mib());
 }
 
-/// Runs with 8 requests in flight at a server that takes a while, and tells how much of that time they waited for it.
-async fn share(world: &World, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
+/// Runs with 8 concurrent requests to a slow server, and returns the share of the time in which they waited for it.
+async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
     {
-        let mut books = upstream.books();
-        (books.delay, books.took) = (delay, Duration::ZERO);
-        books.seen.clear();
+        let mut state = upstream.state();
+        (state.delay, state.took) = (delay, Duration::ZERO);
+        state.seen.clear();
     }
     let status = run(world, name, spec.clone()).await;
     assert_eq!(counts(&status).2, 0);
     let (seen, took) = {
-        let books = upstream.books();
-        (books.seen.clone(), books.took)
+        let state = upstream.state();
+        (state.seen.clone(), state.took)
     };
     let answer = took / seen.len() as u32;
     let elapsed = *seen.last().unwrap() - seen[0] + answer;
-    // The server's own work comes on top of the delay.
+    // The work of the server adds to the delay.
     let share = took.as_secs_f64() / 8.0 / elapsed.as_secs_f64();
     let rounds = answer.as_secs_f64() * seen.len().div_ceil(8) as f64 / elapsed.as_secs_f64();
     print!(

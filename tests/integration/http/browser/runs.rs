@@ -1,4 +1,4 @@
-//! Runs: how one went, and deeds on many.
+//! Runs in the browser: the page of a run, and actions on many runs.
 
 use super::*;
 use crate::{
@@ -23,8 +23,9 @@ impl Chromium {
     }
 }
 
-/// An operator with a schedule whose runs can be watched and one whose runs fail, and where its dashboard is.
-async fn operator(world: &World) -> (Operator, String) {
+/// Starts an operator with a schedule of slow runs and a schedule whose runs fail. Returns it with the URL of its
+/// dashboard.
+async fn operator(world: &TestEnv) -> (Operator, String) {
     world.seed(3_000, 30).await;
     let slow = json!({"spec": {"batchSize": 10, "parallelism": 1}});
     apply_schedule(world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
@@ -40,8 +41,8 @@ async fn operator(world: &World) -> (Operator, String) {
 }
 
 #[tokio::test]
-async fn a_person_sees_how_a_run_went() {
-    let world = World::new().await;
+async fn a_user_views_a_finished_run() {
+    let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let editor = with_rights(&world, "editor", &EDIT).await;
     show_events(&world, "editor").await;
@@ -71,7 +72,7 @@ async fn a_person_sees_how_a_run_went() {
     browser.shows("#phase", "Failed").await;
     browser.screenshots("run-failed").await;
 
-    // Who may look only sees no events, and nothing to press.
+    // A user with read rights sees no events and no buttons.
     browser.click(".who button").await;
     browser.log_in(&site, &with_rights(&world, "viewer", &LOOK).await).await;
     browser.open(&format!("{site}{run}")).await;
@@ -84,8 +85,8 @@ async fn a_person_sees_how_a_run_went() {
 }
 
 #[tokio::test]
-async fn a_person_finds_runs_and_does_things_to_many() {
-    let world = World::new().await;
+async fn a_user_finds_runs_and_changes_many() {
+    let world = TestEnv::new().await;
     let (_operator, site) = operator(&world).await;
     let browser = Chromium::start().await;
     browser.log_in(&site, &with_rights(&world, "editor", &EDIT).await).await;
@@ -98,10 +99,10 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.type_into("#error", "invalidtarget").await;
     browser.shows("#bulk [role=status]", "3 runs match.").await;
     let in_address = async || browser.path().await.contains("error=invalidtarget").then_some(());
-    eventually("the filter stands in the address", in_address).await;
+    eventually("the address has the filter", in_address).await;
     browser.screenshots("runs-found").await;
 
-    // Ticked with the keyboard. When something happens, the page does not take that back.
+    // The selection by keyboard stays when events change the page.
     browser.open(&format!("{site}/ui/runs?phase=Failed")).await;
     browser.script("document.querySelector('td.check input').focus()").await;
     browser.press(" ").await;
@@ -122,7 +123,7 @@ async fn a_person_finds_runs_and_does_things_to_many() {
     browser.shows("h1", "1 run retried").await;
     browser.shows("main", "No runs are left.").await;
 
-    // All that fit.
+    // All matching runs.
     browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
     browser.shows("#bulk [role=status]", "4 runs match.").await;
     browser.click("#all").await;

@@ -1,4 +1,4 @@
-//! Runs in the dashboard: one of them, searches, and deeds on many.
+//! Runs in the dashboard: the page of a run, searches, and actions on many runs.
 
 use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{Api, Resource, api::DeleteParams};
@@ -6,8 +6,8 @@ use kube::{Api, Resource, api::DeleteParams};
 use super::*;
 use crate::{http::auth::show_events, operator::events, support::unique};
 
-/// Makes a run one that has failed, with documents that failed.
-async fn fail(world: &World, name: &str, message: &str, failures: &Value, failed: i64) {
+/// Writes the status of a failed run with failed documents.
+async fn fail(world: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
     let at = "2026-11-25T10:00:00Z";
     let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
     let status = json!({
@@ -24,7 +24,7 @@ fn documents(count: usize, message: &str) -> Value {
     (1..=count).map(failure).collect()
 }
 
-async fn tell(world: &World, job: &SyncJob, note: &str) {
+async fn create_event(world: &TestEnv, job: &SyncJob, note: &str) {
     let event = Event {
         metadata: kube::api::ObjectMeta {
             name: Some(format!("{}.{}", job.name_any(), unique("e"))),
@@ -44,7 +44,7 @@ async fn tell(world: &World, job: &SyncJob, note: &str) {
     events.create(&PostParams::default(), &event).await.unwrap();
 }
 
-async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
+async fn wait_for_runs(sidecar: &Sidecar, query: &str, count: usize) {
     eventually(&format!("the sidecar sees {count} runs of {query}"), async || {
         let runs = sidecar.get(&format!("/jobs?limit=500&{query}")).await.body;
         (runs["items"].as_array()?.len() == count).then_some(())
@@ -54,7 +54,7 @@ async fn seen(sidecar: &Sidecar, query: &str, count: usize) {
 
 #[tokio::test]
 async fn a_run_page_shows_attempts_failures_events_and_logs() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
     let sessions = Sessions::new(None, false).unwrap();
     let sidecar = Sidecar::with(&world, HttpSettings { logs: Some(logs), ..settings(Some(sessions)) }).await;
@@ -62,13 +62,13 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
     let job = apply_job(&world, "failed", json!({"priority": 7})).await;
     let other = apply_job(&world, "other", json!({})).await;
     fail(&world, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
-    tell(&world, &job, MARKUP).await;
-    tell(&world, &other, "about another run").await;
-    seen(&sidecar, "phase=Failed", 1).await;
+    create_event(&world, &job, MARKUP).await;
+    create_event(&world, &other, "about another run").await;
+    wait_for_runs(&sidecar, "phase=Failed", 1).await;
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let path = format!("/ui/runs/{here}/failed");
     let page = viewer.get(&path).await.text;
-    for told in [
+    for text in [
         "Attempt 1 failed: TooManyFailed",
         "took 1 min",
         "Ended as failed: TooManyFailed",
@@ -79,7 +79,7 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
         "priority: 7",
         &format!("https://logs.example/?q={}&#38;name=failed", job.metadata.uid.clone().unwrap()),
     ] {
-        assert!(page.contains(told), "{told}: {page}");
+        assert!(page.contains(text), "{text}: {page}");
     }
     assert!(
         !page.contains("=user-11<") && !page.contains("id=\"events\"") && !page.contains("class=\"curve\""),
@@ -108,8 +108,8 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
 }
 
 #[tokio::test]
-async fn a_held_run_says_why_and_is_approved_with_its_number() {
-    let world = World::new().await;
+async fn a_held_run_shows_its_reason_and_can_be_approved() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_job(&world, "held", json!({})).await;
     let message = format!("the run would mark 1400 of 2000 documents: a1, {MARKUP}");
@@ -118,12 +118,12 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
     let status = json!({"phase": "Held", "counts": {"held": 1400}, "conditions": [condition]});
     let patch = Patch::Merge(json!({"status": status}));
     world.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
-    seen(&sidecar, "phase=Held", 1).await;
+    wait_for_runs(&sidecar, "phase=Held", 1).await;
     let path = format!("/ui/runs/{}/held", world.name);
     let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
     let page = viewer.get(&path).await.text;
-    for told in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
-        assert!(page.contains(told), "{told}: {page}");
+    for text in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
+        assert!(page.contains(text), "{text}: {page}");
     }
     assert!(!page.contains("id=\"approve\"") && !page.contains("<script>"), "{page}");
     let approval = format!("{path}/approve");
@@ -131,8 +131,8 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
 
     let editor = Browser::with_token(&sidecar, &with_rights(&world, "editor", &["list", "patch"]).await).await;
     let page = editor.get(&path).await.text;
-    for told in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
-        assert!(page.contains(told), "{told}: {page}");
+    for text in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
+        assert!(page.contains(text), "{text}: {page}");
     }
     for (form, code) in [("", 400), ("removals=x", 400), ("removals=0", 422), ("removals=1000", 409)] {
         assert_eq!(editor.press(&approval, form).await.code, code, "{form}");
@@ -147,7 +147,7 @@ async fn a_held_run_says_why_and_is_approved_with_its_number() {
 
 #[tokio::test]
 async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for name in ["a-one", "b-two", "c-three"] {
         apply_job(&world, name, json!({})).await;
@@ -161,7 +161,7 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
         1,
     )
     .await;
-    seen(&sidecar, "phase=Failed", 2).await;
+    wait_for_runs(&sidecar, "phase=Failed", 2).await;
     let browser = Browser::new(&sidecar);
     for (query, expected) in [
         ("error=dupl+e110", &["a-one"][..]),
@@ -184,14 +184,14 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
             let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", world.name));
             assert_eq!(shown, expected.contains(&name), "{query} {name}");
         }
-        let told = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
-        assert!(page.contains(told), "{query}: {page}");
+        let text = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
+        assert!(page.contains(text), "{query}: {page}");
     }
     world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
-    seen(&sidecar, "key=65f0", 0).await;
+    wait_for_runs(&sidecar, "key=65f0", 0).await;
 }
 
-/// Presses a button of the list, and then the one that confirms.
+/// Presses a button of the list, and then the button of the confirmation.
 async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen) {
     let asked = browser.press("/ui/bulk", &format!("action={action}&{form}")).await;
     let done = browser.press(&format!("/ui/bulk/{action}"), form).await;
@@ -200,8 +200,8 @@ async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen
 
 #[tokio::test]
 async fn permitted_users_cancel_retry_and_delete_many_runs() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let here = &world.name;
     let both = format!("run={here}/open&run={here}/failed&run={here}/none&run=elsewhere/open");
     for (name, verbs) in [
@@ -258,7 +258,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
         "the open run, and one retry of the failed one: {:?}",
         jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     );
-    eventually("each deed has its event", async || {
+    eventually("each action has its event", async || {
         let events = events(&world).await;
         let by = |reason: &str, who: &str| {
             let who = format!("by system:serviceaccount:{here}:{who} over HTTP");
@@ -274,12 +274,12 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
 
 #[tokio::test]
 async fn a_bulk_action_covers_all_matches_and_no_later_run() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
     futures::stream::iter(0..210).for_each_concurrent(16, async |i| drop(create(format!("many-{i:03}")).await)).await;
     let other = create("other".to_owned()).await;
-    seen(&sidecar, "text=many", 210).await;
+    wait_for_runs(&sidecar, "text=many", 210).await;
     let browser = Browser::new(&sidecar);
     let list = browser.get("/ui/runs?text=many").await.text;
     assert!(
@@ -297,7 +297,7 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
     let last = other.creation_timestamp().unwrap().0.as_second();
     eventually("another second", async || (Timestamp::now().as_second() > last + 1).then_some(())).await;
     create("many-late".to_owned()).await;
-    seen(&sidecar, "text=many", 211).await;
+    wait_for_runs(&sidecar, "text=many", 211).await;
     let step = async |page: &str| {
         let form =
             format!("all=true&filter={}&from={}", value(page, "filter").replace('=', "%3D"), value(page, "from"));
@@ -318,9 +318,9 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
 }
 
 #[tokio::test]
-async fn other_sites_and_markup_do_nothing_to_many_runs() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn other_sites_and_markup_cannot_change_many_runs() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let form = format!("action=cancel&run={}/open", world.name);
     for headers in [
@@ -358,7 +358,7 @@ async fn other_sites_and_markup_do_nothing_to_many_runs() {
             "{path}: {page}"
         );
     }
-    // Nobody is logged in: nothing but the way to the login.
+    // Without a session, each page redirects to the login.
     let stranger = Browser::new(&sidecar);
     for path in ["/ui/bulk", "/ui/bulk/cancel"] {
         let answer = stranger.press(path, &format!("action=cancel&run={}/open", world.name)).await;

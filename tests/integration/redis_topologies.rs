@@ -1,4 +1,4 @@
-//! The queue behind Sentinel and in a Redis Cluster, on servers of the test's own.
+//! The queue behind Sentinel and in a Redis Cluster, on dedicated servers.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use sync_operator::{
 };
 
 use crate::{
-    own::Redis,
     queue::claim_one,
+    servers::Redis,
     support::{eventually, unique},
 };
 
@@ -20,14 +20,14 @@ async fn enqueue(queue: &Queue, uid: &str) {
     eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
 }
 
-/// A Redis server, its replica, and a Sentinel that makes the replica take over when the server was away for some time.
-pub struct Watched {
+/// A Redis server, its replica, and a Sentinel that promotes the replica when the server is unavailable for some time.
+pub struct SentinelRedis {
     pub master: Redis,
     pub replica: Redis,
     sentinel: Redis,
 }
 
-impl Watched {
+impl SentinelRedis {
     pub async fn start(away: Duration) -> Self {
         let master = Redis::start(&[]);
         let replica = Redis::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
@@ -54,8 +54,8 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn behind_sentinel_a_run_goes_on_after_a_failover() {
-    let mut watched = Watched::start(Duration::from_millis(500)).await;
+async fn behind_sentinel_a_run_continues_after_a_failover() {
+    let mut watched = SentinelRedis::start(Duration::from_millis(500)).await;
     let url = watched.url();
     let name = unique("sentinel");
     let queue = Queue::new(&url, &name, LEASE).unwrap();
@@ -63,7 +63,7 @@ async fn behind_sentinel_a_run_goes_on_after_a_failover() {
     let epoch = claim_one(&queue, "w").await.unwrap().unwrap().entry.epoch;
     let mut notifier = queue.work_notifier();
     notifier.wait(Duration::from_secs(1)).await.unwrap();
-    eventually("the replica has it", async || {
+    eventually("the replica has the run", async || {
         watched.replica.ask::<Option<f64>>(&format!("ZSCORE {{sync:{name}}}:active a")).await.map(drop)
     })
     .await;
@@ -89,7 +89,7 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     let slots: Vec<_> = (0..16384).map(|slot| slot.to_string()).collect();
     owner.ask::<()>(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).await;
     other.ask::<()>(&format!("CLUSTER MEET 127.0.0.1 {}", owner.port)).await;
-    eventually("the cluster is whole", async || {
+    eventually("the Redis Cluster is complete", async || {
         let whole = other.ask::<String>("CLUSTER INFO").await;
         (whole.contains("cluster_state:ok") && whole.contains("cluster_known_nodes:2")).then_some(())
     })
@@ -121,10 +121,10 @@ async fn in_a_cluster_the_owner_of_the_slot_is_found_and_followed() {
     assert_ne!(other.ask::<i64>("DBSIZE").await, 0);
 }
 
-/// After a failover, a Sentinel that was cut off still names the server before, which is a replica now.
+/// A Sentinel that was disconnected during a failover still names the previous master, which is a replica now.
 #[tokio::test]
-async fn a_sentinel_that_names_a_replica_is_not_believed() {
-    let watched = Watched::start(Duration::from_secs(60)).await;
+async fn a_replica_named_by_a_sentinel_is_not_used() {
+    let watched = SentinelRedis::start(Duration::from_secs(60)).await;
     let config = format!("sentinel monitor main 127.0.0.1 {} 1\n", watched.replica.port);
     let outdated = Redis::with_config(&config, &["--sentinel"]);
     outdated.connect().await;

@@ -1,19 +1,19 @@
-//! What a user gets to read who made a mistake.
+//! The messages that a user gets for wrong values and unusable servers.
 
 use std::thread;
 
 use serde_json::Value;
 
 use super::{
-    release::{CHART, Helm, only_the_kinds},
+    release::{CHART, Helm, install_only_crds},
     servers::{Authority, mongodb, redis},
-    support::{Forward, Namespace, eventually, get, kubectl, try_call, turn},
+    support::{Forward, Namespace, eventually, get, kubectl, lock_cluster, try_call},
 };
 
 #[test]
-fn helm_refuses_what_is_wrong_and_says_what_to_do() {
-    let _turn = turn();
-    only_the_kinds();
+fn helm_refuses_wrong_values_with_advice() {
+    let _lock = lock_cluster();
+    install_only_crds();
     let namespace = Namespace::new("refused");
     kubectl(&format!("create secret generic there --namespace {namespace} --from-literal=password=x"));
     let own = ["namespaced=true", "crds.enabled=false", "bundled.mongodb.enabled=true"];
@@ -37,8 +37,8 @@ fn helm_refuses_what_is_wrong_and_says_what_to_do() {
     }
 }
 
-/// Installs with values with which a controller cannot become ready, and returns its log once its readiness misses `server`
-/// and its log says `reason` of it. No container was started twice.
+/// Installs the chart with values that keep the controller unready. Waits until its readiness names `server` as missing
+/// and its log has `reason`, and returns the log. No container may have restarted.
 fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &str, reason: &str) -> String {
     let own = ["namespaced=true", "crds.enabled=false", "log.format=text", "controller.replicas=1"];
     let values: Vec<_> = own.into_iter().chain(values.iter().map(String::as_str)).collect();
@@ -49,12 +49,12 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
     let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
     let missing = server.to_lowercase();
     eventually(&format!("readiness names {missing}"), || {
-        // A way to a container that does not listen yet is closed for good.
+        // A forward to a container that does not listen yet fails permanently.
         let metrics = Forward::new(&namespace.0, &format!("pod/{pod}"), 9090);
         let (code, readiness) = try_call(metrics.port, "GET", "/readyz", None).ok()?;
         (code == 503 && readiness["missing"][0] == missing).then_some(())
     });
-    // The first reason on a busy node may be that nothing answered in time. The log has a line for each further one.
+    // On a busy node, the first reason may be a timeout. The log has a line for each further reason.
     let log = eventually(&format!("the log says {reason} of {server}"), || {
         let log = kubectl(&format!("logs --namespace {namespace} pod/{pod} --container controller"));
         let says = log.lines().any(|line| line.contains(&format!("{server} is")) && line.contains(reason));
@@ -69,9 +69,9 @@ fn not_ready(namespace: &Namespace, release: &str, values: &[String], server: &s
 }
 
 #[test]
-fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
-    let _turn = turn();
-    only_the_kinds();
+fn an_unusable_server_is_reported_in_log_and_readiness() {
+    let _lock = lock_cluster();
+    install_only_crds();
     let namespace = Namespace::new("unusable");
     let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
     redis(&namespace, &authority, "right");
@@ -83,7 +83,7 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
     };
     with("redis-wrong", "url", "rediss://:wrong@redis:6379");
     with("redis-right", "url", "rediss://:right@redis:6379");
-    // Nobody listens there.
+    // No server listens on this port.
     let address = kubectl(&format!("get pod redis --namespace {namespace} -o jsonpath={{.status.podIP}}"));
     with("redis-nowhere", "url", &format!("redis://{address}:6380"));
     with("mongodb-wrong", "uri", "mongodb://nobody:wrong@mongodb:27017/?tls=true");
@@ -105,7 +105,7 @@ fn a_server_that_cannot_be_used_is_told_in_log_and_readiness() {
         ("MongoDB", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
     ];
     let namespace = &namespace;
-    // Most of each is waiting.
+    // The installations run concurrently, because they wait most of the time.
     thread::scope(|scope| {
         for (at, (server, reason, redis, mongodb)) in mistakes.into_iter().enumerate() {
             scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! Faults that are inflicted on purpose, because they need several members of a replica set.
+//! Faults that need several members of a replica set, and are not random.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use sync_operator::{
 use tokio::time::timeout;
 
 use crate::{
-    ground::{Ground, MEMBERS},
+    environment::{Environment, MEMBERS},
     support::unique,
 };
 
-/// Scenario 12 of the fault list: replication stands still. What the primary has alone is lost if another one is elected, so neither the worker that
-/// stamped documents nor the one that finds them stamped may say that they are.
-pub async fn a_stamp_that_could_be_rolled_back_does_not_count(ground: &Ground) {
-    let uri = &ground.servers.mongodb;
+/// Scenario 12 of the fault list: replication stops. Writes that only the primary has are lost when another member is
+/// elected. So neither the worker that stamped documents nor a worker that reads the stamps may count them.
+pub async fn a_stamp_that_could_be_rolled_back_does_not_count(environment: &Environment) {
+    let uri = &environment.servers.mongodb;
     let name = unique("minority");
     let database = mongodb::Client::with_uri_str(uri).await.unwrap().database(&name);
     database.collection("users").insert_many((0..10).map(|id| doc! {"_id": id})).await.unwrap();
@@ -31,7 +31,7 @@ pub async fn a_stamp_that_could_be_rolled_back_does_not_count(ground: &Ground) {
     let (first, second) = (worker().await, worker().await);
     let batch = read(&first).await;
 
-    let secondaries = secondaries(ground).await;
+    let secondaries = secondaries(environment).await;
     for member in &secondaries {
         member.run_command(doc! {"fsync": 1, "lock": true}).await.unwrap();
     }
@@ -55,10 +55,10 @@ async fn read(target: &TargetCollection) -> Batch {
     target.batches(None).try_collect::<Vec<_>>().await.unwrap().pop().unwrap()
 }
 
-async fn secondaries(ground: &Ground) -> Vec<mongodb::Database> {
+async fn secondaries(environment: &Environment) -> Vec<mongodb::Database> {
     let mut secondaries = Vec::new();
     for member in MEMBERS {
-        let member = ground.member(member).await;
+        let member = environment.member(member).await;
         if member.run_command(doc! {"hello": 1}).await.unwrap().get_bool("secondary").unwrap() {
             secondaries.push(member);
         }

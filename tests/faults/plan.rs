@@ -1,4 +1,4 @@
-//! What happens in a round, and when. All of it follows from the seed.
+//! The plan of a round: its faults and their times. The seed determines the plan.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use serde_json::json;
 
 use crate::{
     LEASE, OPERATORS, RUNS,
-    ground::{MEMBERS, Toxic},
+    environment::{MEMBERS, Toxic},
 };
 
 /// Faults begin within this time.
 const WINDOW: Duration = Duration::from_secs(3);
 
-/// What can happen. Durations say after which time it is over.
+/// A fault. The duration is the time after which the fault ends.
 #[derive(Clone, Debug)]
 pub enum Fault {
     KillOperator(usize, Duration),
@@ -23,25 +23,25 @@ pub enum Fault {
     KillServer(&'static str, Duration),
     FlushRedis,
     StepDown,
-    /// Proxies, and what happens to their connections.
-    Spoil(Vec<String>, Toxic, Duration),
+    /// Proxies, and the fault of their connections.
+    AddToxic(Vec<String>, Toxic, Duration),
     /// A change of `spec`.
-    Wish(usize, serde_json::Value),
+    PatchSpec(usize, serde_json::Value),
     Delete(usize),
-    /// Deletes a SyncJob and makes another one with its name.
+    /// Deletes a SyncJob and creates another one with its name.
     Replace(usize),
 }
 
 /// The faults of a round, by the time at which they begin.
-pub fn schedule(random: &mut StdRng) -> Vec<(Duration, Fault)> {
+pub fn plan_faults(random: &mut StdRng) -> Vec<(Duration, Fault)> {
     let count = random.random_range(5..13);
-    let mut faults: Vec<_> = (0..count).map(|_| (millis(random, 0, WINDOW), draw(random))).collect();
+    let mut faults: Vec<_> = (0..count).map(|_| (millis(random, 0, WINDOW), draw_fault(random))).collect();
     faults.sort_by_key(|(at, _)| *at);
     faults
 }
 
-/// The mix: whatever is added here is part of all rounds.
-fn draw(random: &mut StdRng) -> Fault {
+/// Draws one fault. All rounds use this distribution.
+fn draw_fault(random: &mut StdRng) -> Fault {
     let operator = random.random_range(0..OPERATORS);
     let run = random.random_range(0..RUNS);
     let short = |random: &mut StdRng| millis(random, 0, Duration::from_millis(1500));
@@ -56,17 +56,17 @@ fn draw(random: &mut StdRng) -> Fault {
         11 => Fault::StepDown,
         12..=17 => {
             let (proxies, toxic) = (proxies(random), toxic(random));
-            Fault::Spoil(proxies, toxic, millis(random, 200, 3 * LEASE))
+            Fault::AddToxic(proxies, toxic, millis(random, 200, 3 * LEASE))
         }
-        18..=19 => Fault::Wish(run, json!({"suspended": random.random_bool(0.6)})),
-        20 => Fault::Wish(run, json!({"cancelled": true})),
-        21 => Fault::Wish(run, json!({"priority": random.random_range(-10..10)})),
+        18..=19 => Fault::PatchSpec(run, json!({"suspended": random.random_bool(0.6)})),
+        20 => Fault::PatchSpec(run, json!({"cancelled": true})),
+        21 => Fault::PatchSpec(run, json!({"priority": random.random_range(-10..10)})),
         22 => Fault::Delete(run),
         _ => Fault::Replace(run),
     }
 }
 
-/// One operator's way to Redis or the API server, all operators' ways, or everyone's way to a MongoDB member.
+/// The proxies of one operator, or of all operators, to Redis or the API server, or the proxy of a MongoDB member.
 fn proxies(random: &mut StdRng) -> Vec<String> {
     let part = match random.random_range(0..3) {
         0 => "redis",
@@ -80,7 +80,7 @@ fn proxies(random: &mut StdRng) -> Vec<String> {
 }
 
 fn toxic(random: &mut StdRng) -> Toxic {
-    // Towards the server, requests are lost; towards the client, answers to requests that were carried out.
+    // Upstream, requests are lost. Downstream, answers to executed requests are lost.
     let stream = if random.random_bool(0.5) { "upstream" } else { "downstream" };
     let (kind, attributes) = match random.random_range(0..6) {
         0 => return Toxic::Down,

@@ -1,4 +1,4 @@
-//! Servers of a test's own, and a link to a server that can go dead.
+//! Servers of one test, and a proxy whose connections can go dead.
 
 use std::{
     fs,
@@ -19,19 +19,19 @@ use tokio::{
 
 use crate::support::{Servers, eventually, free_port, unique, variable};
 
-/// A Kubernetes control plane, Redis or MongoDB like that of all tests. Stopped when dropped.
-pub struct Own {
+/// A Kubernetes control plane, Redis or MongoDB of one test. Stopped when dropped.
+pub struct DedicatedServer {
     name: String,
     part: &'static str,
 }
 
-impl Own {
+impl DedicatedServer {
     pub fn up(part: &'static str) -> (Self, Servers) {
         let own = Self { name: unique("outage"), part };
         own.script(&["up", part]);
         let mut servers = Servers::shared();
         for line in own.script(&["env"]).lines() {
-            // Ports are given for servers that are not up, too.
+            // The variables also have the ports of servers that do not run.
             match (part, line.trim_start_matches("export ").split_once('=')) {
                 ("kube", Some(("KUBECONFIG", value))) => value.clone_into(&mut servers.kubeconfig),
                 ("redis", Some(("REDIS_URL", value))) => value.clone_into(&mut servers.redis),
@@ -73,7 +73,7 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for DedicatedServer {
     fn drop(&mut self) {
         Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
     }
@@ -107,13 +107,13 @@ impl Redis {
         command.arg(folder.join("redis.conf")).args(args).stdout(Stdio::null()).spawn().unwrap()
     }
 
-    /// What it has now.
+    /// A dump of its present data.
     pub async fn dump(&self) -> Vec<u8> {
         self.ask::<()>("SAVE").await;
         fs::read(self.folder.join("dump.rdb")).unwrap()
     }
 
-    /// Kills it, and starts it again with what it had at another time, or with nothing.
+    /// Kills it, and starts it again with the data of a dump, or with none.
     pub async fn restore(&mut self, dump: Option<&[u8]>) {
         self.kill();
         let file = self.folder.join("dump.rdb");
@@ -184,7 +184,7 @@ impl MongoDb {
         format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", self.port)
     }
 
-    /// Runs a command on the database of administrators.
+    /// Runs a command on the database `admin`.
     pub async fn run(&self, user: &str, command: Document) -> Document {
         let client = mongodb::Client::with_options(ClientOptions::parse(self.url(user)).await.unwrap()).unwrap();
         let admin = client.database("admin");
@@ -201,7 +201,7 @@ impl Drop for MongoDb {
     }
 }
 
-/// A way to a server whose connections can go dead: nothing comes through any more, and nobody is told.
+/// A proxy whose connections can go dead: they forward nothing more, and report no error.
 pub struct Link {
     pub address: SocketAddr,
     dead: watch::Sender<()>,
@@ -227,7 +227,7 @@ impl Link {
         Self { address, dead }
     }
 
-    /// Every connection that there is goes dead. New ones are whole.
+    /// Makes all present connections go dead. New connections work.
     pub fn forget_connections(&self) {
         self.dead.send_replace(());
     }

@@ -1,4 +1,4 @@
-//! What the controller sees of Kubernetes lags behind, breaks off, or comes to an end.
+//! The watches of the controller are delayed, interrupted, or end.
 
 use std::{fs, time::Duration};
 
@@ -11,24 +11,24 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    control::{nothing_in_redis, runs_in_redis},
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, under_way},
+    control::{runs_in_redis, wait_until_removed},
+    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     outages::lines,
-    own::{Link, Own, address_in},
-    support::{Servers, World, eventually, unique},
+    servers::{DedicatedServer, Link, address_in},
+    support::{Servers, TestEnv, eventually, unique},
 };
 
-/// Scenario 6 of the fault list: what came and went before the controller looked. It is paused meanwhile, so that it sees
-/// the last state only.
+/// Scenario 6 of the fault list: objects are created and deleted while the controller is paused, so it sees only the
+/// last state.
 #[tokio::test]
-async fn what_came_and_went_unseen_leaves_nothing() {
-    let world = World::new().await;
+async fn objects_created_and_deleted_unseen_leave_nothing() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let (operator, _) = world.all(&["--resync-interval", "1h"]);
     let quiet = quiet_interval(60);
     apply_schedule(&world, "users", json!({"interval": quiet})).await;
     let scheduled = async |generation: i64| {
-        eventually("it is scheduled", async || {
+        eventually("the schedule has a next slot", async || {
             let status = world.schedules().get("users").await.ok()?.status?;
             (status.observed_generation == Some(generation) && status.next_schedule_time.is_some()).then_some(status)
         })
@@ -52,23 +52,23 @@ async fn what_came_and_went_unseen_leaves_nothing() {
     let after = scheduled(3).await;
     assert_eq!((after.next_schedule_time, after.runs, after.last_skip), (before.next_schedule_time, before.runs, None));
     assert_eq!(finished(&world, "again").await.uid().unwrap(), uid);
-    assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first one of that name was not run");
+    assert_eq!(world.count(bson::doc! {"again": {"$exists": true}}).await, 0, "the first SyncJob did not run");
     assert_eq!(runs_in_redis(&world).await, [uid]);
 
-    // And now in the middle of things.
+    // The same without a pause of the controller.
     for count in 0..30 {
         let name = format!("fleeting-{count}");
         apply_job(&world, &name, json!({"syncType": "Full"})).await;
         jobs.delete(&name, &DeleteParams::default()).await.unwrap();
     }
     jobs.delete("again", &DeleteParams::default()).await.unwrap();
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
 }
 
-/// Scenario 20 of the fault list: a network forgets connections, and tells neither end.
+/// Scenario 20 of the fault list: a network drops connections, and neither end receives an error.
 #[tokio::test]
-async fn a_watch_whose_connection_goes_dead_is_noticed() {
-    let world = World::new().await;
+async fn a_watch_with_a_dead_connection_is_detected() {
+    let world = TestEnv::new().await;
     world.seed(10, 0).await;
     let kubeconfig = fs::read_to_string(&world.servers.kubeconfig).unwrap();
     let server = address_in(&kubeconfig, "https://");
@@ -98,10 +98,10 @@ async fn a_watch_whose_connection_goes_dead_is_noticed() {
 
 /// Scenario 22 of the fault list. Namespaces end only while the controller manager runs, so it is stopped for a while.
 #[tokio::test]
-async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
-    let (kube, servers) = Own::up("kube");
+async fn the_namespace_and_the_kinds_can_be_deleted() {
+    let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = World::on(servers).await;
+    let world = TestEnv::on(servers).await;
     world.seed(20_000, 0).await;
     let port = crate::support::free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
@@ -110,15 +110,15 @@ async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
     apply_schedule(&world, "users", spec).await;
     apply_job(&world, "run", slow()).await;
-    under_way(&world, "run").await;
+    wait_until_running(&world, "run").await;
 
     kube.script(&["stop", "controller-manager"]);
     let namespaces: Api<Namespace> = Api::all(world.client.clone());
     namespaces.delete(&world.name, &DeleteParams::default()).await.unwrap();
     let refused = |log: &str| lines(log, "is being terminated");
-    eventually("a run is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
+    eventually("a SyncJob is refused", async || (refused(&operator.log()) > 0).then_some(())).await;
     let made = world.jobs().list(&ListParams::default()).await.unwrap().items.len();
-    // The length of time is what is tested: a slot a second, and errors are tried again after 5 s.
+    // The test is about the duration: a slot each second, and a retry of errors after 5 s.
     sleep(Duration::from_secs(11)).await;
     let log = operator.log();
     for what in ["could not create a SyncJob", "event not written"] {
@@ -128,25 +128,25 @@ async fn a_namespace_and_the_kinds_can_be_deleted_under_the_operator() {
     assert_eq!(world.jobs().list(&ListParams::default()).await.unwrap().items.len(), made);
     kube.script(&["start", "controller-manager"]);
     let began = Instant::now();
-    eventually("the namespace is gone", async || {
+    eventually("the namespace is deleted", async || {
         namespaces.get_opt(&world.name).await.unwrap().is_none().then_some(())
     })
     .await;
-    println!("the namespace was gone after {:?}", began.elapsed());
+    println!("the namespace was deleted after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
     assert!(operator.is_running());
 
-    // The namespace comes again, and then the kinds go while objects exist.
+    // The namespace is created again. Then the kinds are deleted while objects exist.
     let namespace = serde_json::from_value(json!({"metadata": {"name": world.name}})).unwrap();
     namespaces.create(&PostParams::default(), &namespace).await.unwrap();
     apply_job(&world, "again", json!({"syncType": "Full"})).await;
     finished(&world, "again").await;
     apply_job(&world, "last", slow()).await;
-    under_way(&world, "last").await;
+    wait_until_running(&world, "last").await;
     let delete = ["kubectl", "delete", "--timeout", "60s", "-f", "crds"];
     kube.script(&delete);
-    nothing_in_redis(&world).await;
+    wait_until_removed(&world).await;
     assert!(operator.is_running());
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(operator.stop().await, Some(0));

@@ -1,13 +1,13 @@
-//! The main job, with what the README and the chart's notes tell a user to do.
+//! The steps of the README and of the chart's notes: installation, a schedule, calls and the Helm test.
 
 use serde_json::{Value, json};
 
 use super::{
-    release::{Data, HOME, Helm, installed},
-    support::{Forward, Namespace, apply, call, eventually, get, kubectl, turn},
+    release::{Data, HOME, Helm, install_operator},
+    support::{Forward, Namespace, apply, call, eventually, get, kubectl, lock_cluster},
 };
 
-/// A schedule on a collection of its own. After the first run none is due for months.
+/// A schedule on its own collection. After the first run, no slot is due for months.
 pub fn schedule(collection: &str, template: Value) -> Value {
     let mut spec = template;
     spec["target"] = json!({"collection": collection});
@@ -17,7 +17,7 @@ pub fn schedule(collection: &str, template: Value) -> Value {
     })
 }
 
-/// A SyncJob on a collection of its own that takes a while.
+/// A slow SyncJob on its own collection.
 pub fn slow_job(collection: &str) -> Value {
     json!({
         "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": "run"},
@@ -25,18 +25,18 @@ pub fn slow_job(collection: &str) -> Value {
     })
 }
 
-/// Documents that the SyncJob `run` has handled.
+/// Number of documents that the SyncJob `run` has processed.
 pub fn processed(namespace: &str) -> Option<i64> {
     get(&format!("syncjob run --namespace {namespace}"))["status"]["counts"]["processed"].as_i64()
 }
 
-/// Waits until the SyncJob `run` has handled some documents.
-pub fn under_way(namespace: &str) {
-    eventually("the run is under way", || processed(namespace).filter(|processed| *processed > 0));
+/// Waits until the SyncJob `run` has processed documents.
+pub fn wait_until_running(namespace: &str) {
+    eventually("the run has processed documents", || processed(namespace).filter(|processed| *processed > 0));
 }
 
-/// The SyncJob once it is complete.
-pub fn complete(namespace: &str, name: &str) -> Value {
+/// Waits until a SyncJob is complete, and returns it.
+pub fn wait_until_complete(namespace: &str, name: &str) -> Value {
     eventually(&format!("{namespace}/{name} is complete"), || {
         let job = get(&format!("syncjob {name} --namespace {namespace}"));
         assert_ne!(job["status"]["phase"], "Failed", "{job}");
@@ -45,9 +45,9 @@ pub fn complete(namespace: &str, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
-    let _turn = turn();
-    installed();
+async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
+    let _lock = lock_cluster();
+    install_operator();
     let namespace = Namespace::new("user");
     let data = Data::open().await;
     data.seed(&namespace.0, 2_500).await;
@@ -77,7 +77,7 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
     assert_eq!((&known.unwrap()["name"], &known.unwrap()["every"]), (&json!("user-sync"), &json!(28_800_000_000_i64)));
     kubectl(&format!("create serviceaccount dev --namespace {namespace}"));
     kubectl(&format!("create serviceaccount nobody --namespace {namespace}"));
-    // The chart gives the rights on both kinds to those who may edit.
+    // The chart adds the rights on both kinds to the ClusterRole edit.
     kubectl(&format!(
         "create rolebinding dev --clusterrole=edit --serviceaccount={namespace}:dev --namespace {namespace}"
     ));
@@ -88,32 +88,32 @@ async fn a_schedule_is_run_and_seen_as_a_user_sees_it() {
     let trigger = format!("/jobs/trigger/user-sync?namespace={namespace}&schedule=user-sync");
     assert_eq!(call(api.port, "POST", &trigger, None).0, 401);
     assert_eq!(call(api.port, "POST", &trigger, Some(&token("nobody"))).0, 403);
-    let (code, triggered) = eventually("the role is aggregated", || {
+    let (code, triggered) = eventually("the rights are aggregated into the role edit", || {
         let answer = call(api.port, "POST", &trigger, Some(&token("dev")));
         (answer.0 != 403).then_some(answer)
     });
     assert_eq!(code, 202, "{triggered}");
-    complete(&namespace.0, triggered["name"].as_str().unwrap());
+    wait_until_complete(&namespace.0, triggered["name"].as_str().unwrap());
 
-    // Pause by patching.
+    // Suspension by a patch.
     let suspend = r#"{"spec":{"suspended":true}}"#;
     kubectl(&format!("patch syncschedule user-sync --namespace {namespace} --type merge --patch {suspend}"));
     kubectl(&format!("wait --for=condition=Suspended syncschedule/user-sync --namespace {namespace} --timeout=60s"));
 
     // helm test
-    let told = Helm::V4.run(&["test", HOME, "--namespace", HOME, "--logs"]).unwrap();
-    assert!(told.contains("Complete, 0 of 0 documents"), "{told}");
+    let output = Helm::V4.run(&["test", HOME, "--namespace", HOME, "--logs"]).unwrap();
+    assert!(output.contains("Complete, 0 of 0 documents"), "{output}");
 
     kubectl(&format!("delete syncschedule user-sync --namespace {namespace}"));
-    eventually("its SyncJobs are gone, too", || {
+    eventually("the SyncJobs of the schedule are deleted", || {
         get(&format!("syncjobs --namespace {namespace}"))["items"].as_array().unwrap().is_empty().then_some(())
     });
 }
 
 #[tokio::test]
-async fn a_deleted_controller_pod_hands_its_run_over() {
-    let _turn = turn();
-    installed();
+async fn a_run_survives_the_deletion_of_a_controller_pod() {
+    let _lock = lock_cluster();
+    install_operator();
     let namespace = Namespace::new("handover");
     let data = Data::open().await;
     data.seed(&namespace.0, 15_000).await;
@@ -125,12 +125,12 @@ async fn a_deleted_controller_pod_hands_its_run_over() {
         let worker = job["status"]["worker"].as_str()?.to_owned();
         (counts["processed"].as_i64()? > 0).then_some(worker)
     };
-    let first = eventually("the run is under way", worker);
+    let first = eventually("the run has a worker", worker);
     let pod = first.rsplit_once('-').unwrap().0;
     kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
-    let second = eventually("another pod has it", || worker().filter(|worker| *worker != first));
+    let second = eventually("another pod has the run", || worker().filter(|worker| *worker != first));
     assert_ne!(second.rsplit_once('-').unwrap().0, pod);
-    let status = complete(&namespace.0, "run")["status"].take();
+    let status = wait_until_complete(&namespace.0, "run")["status"].take();
     assert_eq!((&status["counts"]["processed"], &status["counts"]["failed"]), (&json!(15_000), &json!(0)));
     assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)), "a deploy costs no attempt");
     assert_eq!(data.stamped(&namespace.0).await, 15_000);

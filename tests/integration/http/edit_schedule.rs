@@ -1,4 +1,4 @@
-//! What people change of a schedule in the dashboard: when it is due, and why it is suspended.
+//! Changes of a schedule in the dashboard: its due times, and its suspension with a note.
 
 use kube::{
     ResourceExt,
@@ -11,11 +11,11 @@ use super::{
     Sidecar,
     auth::{administrator, with_rights},
     browser::Chromium,
-    dashboard::{Browser, MARKUP, scene},
+    dashboard::{Browser, MARKUP, start_sidecar},
 };
 use crate::{
     operator::{apply_schedule, events},
-    support::{World, eventually, free_port},
+    support::{TestEnv, eventually, free_port},
 };
 
 /// Percent-encodes a field of a form.
@@ -23,15 +23,15 @@ fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"))
 }
 
-async fn notes(world: &World, reason: &str) -> Vec<String> {
+async fn notes(world: &TestEnv, reason: &str) -> Vec<String> {
     let about = events(world).await.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
     about.filter_map(|event| event.note).collect()
 }
 
 #[tokio::test]
-async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn a_note_explains_a_suspension_until_it_ends() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
     let noted = async |name: &str| {
@@ -44,7 +44,7 @@ async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
     assert!(browser.get(&page).await.text.contains("resume"));
     assert_eq!(browser.press(&format!("{page}/resume"), "").await.code, 303);
 
-    // The page that follows shows it, as text.
+    // The next page shows the note as text.
     assert_eq!(suspend(MARKUP).await.location(), page);
     assert_eq!(noted("users").await, (true, Some(MARKUP.to_owned())));
     for path in [&page, "/ui/schedules"] {
@@ -55,10 +55,10 @@ async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
         .await;
         assert!(!text.contains("<script>") && !text.contains("<img"), "{text}");
     }
-    assert_eq!(suspend("a better reason").await.code, 303, "the note of what is suspended can be changed");
+    assert_eq!(suspend("a better reason").await.code, 303, "the note of a suspended object can be changed");
     assert_eq!(noted("users").await, (true, Some("a better reason".to_owned())));
     let open = world.jobs().get("open").await.unwrap();
-    assert!(!open.spec.suspended, "it is not a run of this schedule");
+    assert!(!open.spec.suspended, "the run does not belong to this schedule");
     eventually("the event", async || {
         let notes = notes(&world, "PausedByCall").await;
         notes.iter().any(|note| note.starts_with("Suspended: a better reason, by system:serviceaccount:")).then_some(())
@@ -74,9 +74,9 @@ async fn a_note_tells_why_something_is_suspended_until_it_goes_on() {
 }
 
 #[tokio::test]
-async fn when_a_schedule_is_due_can_be_changed() {
-    let world = World::new().await;
-    let sidecar = scene(&world).await;
+async fn the_due_time_of_a_schedule_can_be_changed() {
+    let world = TestEnv::new().await;
+    let sidecar = start_sidecar(&world).await;
     let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
     let page = format!("/ui/schedules/{}/users", world.name);
     let edit = format!("{page}/edit");
@@ -108,7 +108,7 @@ async fn when_a_schedule_is_due_can_be_changed() {
     assert_eq!(save("grid=interval&interval=5m&schedule=0+3+*+*+*&timeZone=Europe%2FBerlin").await.code, 303);
     assert_eq!(spec().await, [json!("5m"), json!(null), json!(null)]);
 
-    // Mistakes that we find, and one that only the API server does: 128 characters are the most.
+    // Mistakes that the sidecar finds, and one that only the API server finds: the limit of 128 characters.
     let minutes = (0..60).map(|minute| minute.to_string()).collect::<Vec<_>>().join(",");
     let long = format!("grid=cron&schedule={minutes}+0+1+*+*");
     for (fields, place) in [
@@ -125,24 +125,24 @@ async fn when_a_schedule_is_due_can_be_changed() {
     }
     assert_eq!(spec().await, [json!("5m"), json!(null), json!(null)]);
 
-    // Somebody else was faster.
+    // Another client has changed the schedule in the meantime.
     let seen = generation().await;
     let patch = Patch::Merge(json!({"spec": {"interval": "7m"}}));
     world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
     let late = browser.press(&edit, &format!("generation={seen}&grid=interval&interval=9m")).await;
     assert_eq!((late.code.as_u16(), spec().await[0].clone()), (409, json!("7m")), "{}", late.text);
-    // A status is no such change.
+    // A change of the status is no conflict.
     let status = Patch::Merge(json!({"status": {"activeCount": 3}}));
     world.schedules().patch_status("users", &PatchParams::default(), &status).await.unwrap();
     assert_eq!(save("grid=interval&interval=9m").await.code, 303);
 }
 
 #[tokio::test]
-async fn only_who_may_patch_a_schedule_can_change_it() {
-    let world = World::new().await;
+async fn a_change_requires_the_right_to_patch_the_schedule() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
     apply_schedule(&world, "users", json!({})).await;
-    eventually("the sidecar has seen it", async || {
+    eventually("the sidecar has seen the schedule", async || {
         (sidecar.get("/jobs/status").await.body["repeatable"].as_array()?.len() == 1).then_some(())
     })
     .await;
@@ -164,7 +164,7 @@ async fn only_who_may_patch_a_schedule_can_change_it() {
 
 #[tokio::test]
 async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     apply_schedule(&world, "users", json!({"interval": "20m"})).await;
     let port = free_port();
     let _operator = world.operator("all", &["--http-port", &port.to_string(), "--leader-lease-namespace", &world.name]);
@@ -183,7 +183,7 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.click("[value=cron]").await;
     browser.type_into("#cron", "0 3 * * *").await;
     browser.shows("#preview", "At 03:00, UTC").await;
-    // In the zone of whoever looks, also after a part of the page was fetched anew.
+    // In the time zone of the browser, also after a part of the page was fetched again.
     browser.shows("#preview .yours", "12:00 GMT+9").await;
     browser.type_into("#zone", "Mars/Olympus").await;
     browser.shows("#preview", "is not known").await;
@@ -207,6 +207,6 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.shows(".card .note", "until the import <b>is</b> over").await;
     browser.click("button[aria-label='Resume: users']").await;
-    eventually("it goes on", async || browser.text(".note").await.is_empty().then_some(())).await;
+    eventually("the schedule is resumed", async || browser.text(".note").await.is_empty().then_some(())).await;
     assert_eq!(browser.complaints().await.iter().filter(|text| !text.contains("422")).count(), 0);
 }

@@ -12,24 +12,24 @@ use crate::support::{Servers, unique};
 pub const MEMBERS: [&str; 3] = ["mongodb1", "mongodb2", "mongodb3"];
 
 /// Servers, stopped when dropped.
-pub struct Ground {
+pub struct Environment {
     name: String,
-    /// As the tests reach them. MongoDB is behind its proxies for everyone.
+    /// Addresses for the tests. MongoDB is always behind its proxies.
     pub servers: Servers,
-    /// As each operator reaches them.
+    /// Addresses for each operator.
     proxied: Vec<Servers>,
     toxiproxy: String,
     toxiproxy_is_restarted: Mutex<()>,
     folder: PathBuf,
 }
 
-impl Ground {
+impl Environment {
     pub fn up(operators: usize) -> Self {
         let name = unique("faults");
         let folder = std::env::temp_dir().join(format!("sync-operator-{name}"));
         fs::create_dir(&folder).unwrap();
         let servers = Servers { kubeconfig: String::new(), redis: String::new(), mongodb: String::new() };
-        let mut ground = Self {
+        let mut environment = Self {
             name,
             servers,
             proxied: Vec::new(),
@@ -37,37 +37,42 @@ impl Ground {
             toxiproxy_is_restarted: Mutex::default(),
             folder,
         };
-        ground.cluster(&["up", "kube", "redis", "mongodb3"]);
-        for line in ground.cluster(&["env"]).lines() {
+        environment.cluster(&["up", "kube", "redis", "mongodb3"]);
+        for line in environment.cluster(&["env"]).lines() {
             match line.trim_start_matches("export ").split_once('=') {
-                Some(("KUBECONFIG", value)) => value.clone_into(&mut ground.servers.kubeconfig),
-                Some(("REDIS_URL", value)) => value.clone_into(&mut ground.servers.redis),
-                Some(("MONGODB_URI", value)) => value.clone_into(&mut ground.servers.mongodb),
-                Some(("TOXIPROXY_URL", value)) => value.clone_into(&mut ground.toxiproxy),
+                Some(("KUBECONFIG", value)) => value.clone_into(&mut environment.servers.kubeconfig),
+                Some(("REDIS_URL", value)) => value.clone_into(&mut environment.servers.redis),
+                Some(("MONGODB_URI", value)) => value.clone_into(&mut environment.servers.mongodb),
+                Some(("TOXIPROXY_URL", value)) => value.clone_into(&mut environment.toxiproxy),
                 _ => {}
             }
         }
-        ground.cluster(&["kubectl", "apply", "-f", "crds"]);
+        environment.cluster(&["kubectl", "apply", "-f", "crds"]);
         for kind in ["syncschedules", "syncjobs", "syncalerts"] {
-            ground.cluster(&["kubectl", "wait", "--for=condition=Established", &format!("crd/{kind}.sync.codex.dev")]);
+            environment.cluster(&[
+                "kubectl",
+                "wait",
+                "--for=condition=Established",
+                &format!("crd/{kind}.sync.codex.dev"),
+            ]);
         }
-        ground.cluster(&["stop", "controller-manager"]);
-        ground.cluster(&["start", "controller-manager"]);
-        ground.proxied = (0..operators).map(|operator| ground.behind_proxies(operator)).collect();
-        ground
+        environment.cluster(&["stop", "controller-manager"]);
+        environment.cluster(&["start", "controller-manager"]);
+        environment.proxied = (0..operators).map(|operator| environment.proxy_addresses(operator)).collect();
+        environment
     }
 
-    /// Where what is to be kept of a failed round is.
+    /// Folder of the logs and reports, which stays after a failed round.
     pub fn folder(&self) -> &PathBuf {
         &self.folder
     }
 
-    pub fn for_operator(&self, operator: usize) -> &Servers {
+    pub fn operator_servers(&self, operator: usize) -> &Servers {
         &self.proxied[operator]
     }
 
     /// Addresses of an operator's own proxies. The API server's certificate is for 127.0.0.1, whatever the port.
-    fn behind_proxies(&self, operator: usize) -> Servers {
+    fn proxy_addresses(&self, operator: usize) -> Servers {
         let proxies: Value =
             serde_json::from_str(&curl(&self.toxiproxy, "GET", "/proxies", &Value::Null).unwrap()).unwrap();
         let address = |name: &str, end: &str| proxies[format!("{name}-{operator}")][end].as_str().unwrap().to_owned();
@@ -97,7 +102,7 @@ impl Ground {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A member of the replica set, whatever it is just now.
+    /// A member of the replica set, in any role.
     pub async fn member(&self, name: &str) -> mongodb::Database {
         let at = MEMBERS.iter().position(|member| *member == name).unwrap();
         let mut options = ClientOptions::parse(&self.servers.mongodb).await.unwrap();
@@ -108,8 +113,8 @@ impl Ground {
         mongodb::Client::with_options(options).unwrap().database("admin")
     }
 
-    /// Does something bad to a proxy's connections, those that exist and new ones.
-    pub async fn spoil(&self, proxy: &str, toxic: &Toxic) {
+    /// Adds a fault to the present and new connections of a proxy.
+    pub async fn add_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": false})).await,
             Toxic::Other { kind, stream, attributes } => {
@@ -119,8 +124,8 @@ impl Ground {
         }
     }
 
-    /// Takes it back.
-    pub async fn mend(&self, proxy: &str, toxic: &Toxic) {
+    /// Removes the fault.
+    pub async fn remove_toxic(&self, proxy: &str, toxic: &Toxic) {
         match toxic {
             Toxic::Down => self.proxy("POST", format!("/proxies/{proxy}"), json!({"enabled": true})).await,
             Toxic::Other { .. } => self.proxy("DELETE", format!("/proxies/{proxy}/toxics/fault"), Value::Null).await,
@@ -130,23 +135,23 @@ impl Ground {
     async fn proxy(&self, method: &'static str, path: String, body: Value) {
         let url = self.toxiproxy.clone();
         let asked = spawn_blocking(move || curl(&url, method, &path, &body)).await.unwrap();
-        // Now and then toxiproxy 2.5.0 locks itself up when it has to change a busy connection. Begun anew, all its
-        // proxies are whole; connections break, which is one more fault.
+        // toxiproxy 2.5.0 can deadlock when it changes a busy connection. After a restart, all its
+        // proxies have no faults. Connections break, which is one more fault.
         if asked.is_err() {
-            let _mine = self.toxiproxy_is_restarted.lock().await;
+            let _guard = self.toxiproxy_is_restarted.lock().await;
             self.server("kill", "toxiproxy").await;
             self.server("start", "toxiproxy").await;
         }
     }
 }
 
-impl Drop for Ground {
+impl Drop for Environment {
     fn drop(&mut self) {
         Command::new("tests/cluster/cluster.sh").args(["--name", &self.name, "down"]).output().ok();
     }
 }
 
-/// What a connection can suffer from, in toxiproxy's words.
+/// A fault of a connection, in the terms of toxiproxy.
 #[derive(Clone, Debug)]
 pub enum Toxic {
     /// Closed, and new ones refused.
@@ -158,7 +163,7 @@ pub enum Toxic {
     },
 }
 
-/// Asks toxiproxy. A toxic that is to be taken away and is gone already is no error.
+/// Sends a request to toxiproxy. The removal of a toxic that does not exist is no error.
 fn curl(url: &str, method: &str, path: &str, body: &Value) -> Result<String, String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--noproxy", "*", "--max-time", "5", "-w", "\n%{http_code}", "-X", method]);

@@ -1,17 +1,17 @@
-//! Who may do what.
+//! The rights of the accounts, and the network policies.
 
 use std::{collections::BTreeSet, fs};
 
 use super::{
-    release::{CHART, HOME, Helm, NAMESPACED, bundled, installed, only_the_kinds},
-    support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, run, turn},
+    release::{CHART, HOME, Helm, NAMESPACED, bundled, install_only_crds, install_operator},
+    support::{Namespace, apply, attempt, eventually, get, kubectl, kubectl_may_fail, lock_cluster, run},
 };
 
 const PAGE: &str = "docs/operations/runbook.md";
-/// What every account may do: ask what it may do, and find the API.
+/// The rights of every account: requests for its own rights, and discovery of the API.
 const EVERYONE: [&str; 4] = ["selfsubject", "[/", "clustertrustbundles", "Resources"];
 
-/// `kubectl auth can-i --list` of a ServiceAccount, without what every account may do.
+/// `kubectl auth can-i --list` of a ServiceAccount, without the rights of every account.
 fn rights(namespace: &str, account: &str) -> BTreeSet<String> {
     let user = format!("--as=system:serviceaccount:{namespace}:{account}");
     let list = kubectl(&format!("auth can-i --list --namespace {namespace} {user}"));
@@ -19,7 +19,7 @@ fn rights(namespace: &str, account: &str) -> BTreeSet<String> {
     lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// The rights that stand in the docs in the block after a heading.
+/// The rights that the documentation lists in the block after a heading.
 fn documented(heading: &str) -> BTreeSet<String> {
     let page = fs::read_to_string(PAGE).unwrap();
     let (_, rest) = page.split_once(heading).unwrap_or_else(|| panic!("{PAGE} has no {heading}"));
@@ -29,8 +29,8 @@ fn documented(heading: &str) -> BTreeSet<String> {
 
 #[test]
 fn each_account_may_do_what_the_docs_list_and_nothing_else() {
-    let _turn = turn();
-    installed();
+    let _lock = lock_cluster();
+    install_operator();
     for (account, heading) in [("sync-operator", "### The controller"), ("sync-operator-api", "### The sidecar")] {
         assert_eq!(rights(HOME, account), documented(heading), "{account}");
     }
@@ -38,19 +38,19 @@ fn each_account_may_do_what_the_docs_list_and_nothing_else() {
 
 #[test]
 fn an_operator_of_one_namespace_has_no_rights_in_others() {
-    let _turn = turn();
-    only_the_kinds();
+    let _lock = lock_cluster();
+    install_only_crds();
     let (namespace, other) = (Namespace::new("own"), Namespace::new("other"));
     let own = [&NAMESPACED[..], &["worker.enabled=true", "worker.autoscaling.enabled=true"]].concat();
     Helm::V3.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
-    let told = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
-    assert!(told.contains("Complete"), "{told}");
+    let output = Helm::V3.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(output.contains("Complete"), "{output}");
 
     let token = get(&format!("secret mine-sync-operator-api-token --namespace {namespace}"));
     let token = run("base64", &["-d"], token["data"]["token"].as_str().unwrap());
     let job = r#"{"apiVersion":"sync.codex.dev/v1alpha1","kind":"SyncJob","metadata":{"name":"theirs"},"spec":{}}"#;
     let create = |namespace: &str| {
-        // An administrator's certificate would go before the token.
+        // The certificate of an administrator would have precedence over the token.
         let server = kubectl("config view --minify -o jsonpath={.clusters[0].cluster.server}");
         let args =
             ["--kubeconfig", "/dev/null", "--server", server.as_str(), "--insecure-skip-tls-verify", "--token", &token];
@@ -74,22 +74,22 @@ fn an_operator_of_one_namespace_has_no_rights_in_others() {
 }
 
 #[test]
-fn network_policies_let_through_what_is_needed_and_nothing_else() {
-    let _turn = turn();
-    only_the_kinds();
+fn network_policies_allow_only_the_needed_connections() {
+    let _lock = lock_cluster();
+    install_only_crds();
     let namespace = Namespace::new("fenced");
     let own = [&NAMESPACED[..], &["networkPolicy.enabled=true"]].concat();
     Helm::V4.install(&namespace.0, "mine", CHART, &bundled(&own)).unwrap();
-    let told = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
-    assert!(told.contains("Complete"), "{told}");
+    let output = Helm::V4.run(&["test", "mine", "--namespace", &namespace.0, "--logs"]).unwrap();
+    assert!(output.contains("Complete"), "{output}");
 
-    // A stranger reaches the calls, and the servers only when it passes for a pod of the release.
+    // Another pod reaches the calls, and the servers only with the label of the release.
     let reach = |name: &str, label: &str, host: &str, port: u16, restart: &str| {
         let spec = serde_json::json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app.kubernetes.io/instance": label}},
             "spec": {
                 "restartPolicy": restart,
-                // Nobody may answer that the way is closed.
+                // A network policy may drop the packets without an answer.
                 "activeDeadlineSeconds": 90,
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
                 "containers": [{
@@ -107,12 +107,12 @@ fn network_policies_let_through_what_is_needed_and_nothing_else() {
         kubectl_may_fail(&format!("logs {name} --namespace {namespace}")).unwrap_or_else(|error| error)
     };
     let redis = "mine-sync-operator-bundled-redis";
-    // It takes the policies a moment to know a new pod.
+    // The policies apply to a new pod after a moment.
     let answered = reach("friend", "mine", redis, 6379, "OnFailure");
     assert!(answered.contains("PONG"), "{answered}");
     let refused = reach("stranger", "other", redis, 6379, "Never");
     assert!(!refused.contains("PONG"), "{refused}");
-    // HTTP is not what redis-cli understands, but it is an answer.
+    // redis-cli does not understand HTTP, but it gets an answer.
     let answered = reach("caller", "other", "mine-sync-operator", 4000, "Never");
     assert!(answered.contains("HTTP") || answered.contains("Protocol error"), "{answered}");
 }

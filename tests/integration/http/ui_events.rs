@@ -1,4 +1,4 @@
-//! `GET /ui/events`: what keeps open pages up to date, and what that costs.
+//! `GET /ui/events`, which keeps open pages up to date, and its cost.
 
 use std::{
     sync::{
@@ -15,22 +15,22 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Sidecar, events::Stream};
 use crate::{
     operator::{apply_job, apply_schedule},
-    support::{PATIENCE, World, eventually, free_port},
+    support::{PATIENCE, TestEnv, eventually, free_port},
 };
 
 const PAGES: usize = 500;
 const RUNS: usize = 50;
 const TIME: Duration = Duration::from_secs(60);
 
-async fn told(stream: &mut Stream) -> String {
+async fn next_event(stream: &mut Stream) -> String {
     let event = stream.next().await;
     assert_eq!(event.kind, "changed");
     event.id
 }
 
-/// The last event of some that belong together: nothing follows for longer than a round takes.
-async fn told_of_all(stream: &mut Stream) -> String {
-    let mut last = told(stream).await;
+/// The last event of a series: no further event comes for longer than an interval of the sidecar.
+async fn last_event(stream: &mut Stream) -> String {
+    let mut last = next_event(stream).await;
     while let Ok(event) = timeout(Duration::from_secs(3), stream.next()).await {
         last = event.id;
     }
@@ -38,21 +38,21 @@ async fn told_of_all(stream: &mut Stream) -> String {
 }
 
 #[tokio::test]
-async fn an_open_page_is_told_that_something_changed_where_it_looks() {
-    let world = World::new().await;
+async fn an_open_page_is_notified_of_changes_in_its_namespace() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let here = format!("/ui/events?namespace={}", world.name);
     let mut all = Stream::open(&sidecar, "/ui/events", None).await;
     let mut page = Stream::open(&sidecar, &here, None).await;
     let mut elsewhere = Stream::open(&sidecar, "/ui/events?namespace=elsewhere", None).await;
     apply_job(&world, "run", json!({})).await;
-    told_of_all(&mut page).await;
-    told_of_all(&mut all).await;
+    last_event(&mut page).await;
+    last_event(&mut all).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
-    let old = told_of_all(&mut page).await;
-    assert_eq!(told_of_all(&mut all).await, old);
+    let old = last_event(&mut page).await;
+    assert_eq!(last_event(&mut all).await, old);
 
-    // Who comes back knows up to where, and so does a page that was just made.
+    // A stream resumes after the last event of the client, or of a page that was just loaded.
     let mut last = old.clone();
     for comes_back in [true, false] {
         let made = format!("{here}&since={last}");
@@ -60,21 +60,22 @@ async fn an_open_page_is_told_that_something_changed_where_it_looks() {
         let mut page = Stream::open(&sidecar, path, id).await;
         timeout(Duration::from_millis(1500), page.next()).await.unwrap_err();
         apply_job(&world, &format!("run-{comes_back}"), json!({})).await;
-        last = told_of_all(&mut page).await;
+        last = last_event(&mut page).await;
     }
     for path in [format!("{here}&since={old}"), format!("{here}&since=ff-1"), format!("{here}&since=x")] {
-        told(&mut Stream::open(&sidecar, &path, None).await).await;
+        next_event(&mut Stream::open(&sidecar, &path, None).await).await;
     }
     timeout(Duration::from_millis(10), elsewhere.next()).await.unwrap_err();
     sidecar.stop.cancel();
     assert!(timeout(PATIENCE, elsewhere.read()).await.unwrap().is_none());
 }
 
-/// CPU and memory of a sidecar with many open pages, while runs progress. docs/contributing/testing.md says how to run it.
+/// CPU and memory of a sidecar with many open pages, while runs progress. docs/contributing/testing.md says how to run
+/// it.
 #[tokio::test]
 #[ignore = "takes a minute"]
 async fn load() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let port = free_port();
     let http = ["--insecure-no-auth", "--http-requests-per-second", "100000", "--http-port", &port.to_string()];
     let operator = world.operator("api", &http);
@@ -105,11 +106,11 @@ async fn load() {
     };
     let measuring = async {
         sleep(Duration::from_secs(5)).await;
-        let (cpu, resident, told) = (operator.cpu(), operator.resident_mib(), events.load(Ordering::Relaxed));
+        let (cpu, resident, received) = (operator.cpu(), operator.resident_mib(), events.load(Ordering::Relaxed));
         let began = Instant::now();
         sleep(TIME).await;
         let share = operator.cpu().saturating_sub(cpu).as_secs_f64() / began.elapsed().as_secs_f64();
-        let per_page = (events.load(Ordering::Relaxed) - told) as f64 / PAGES as f64;
+        let per_page = (events.load(Ordering::Relaxed) - received) as f64 / PAGES as f64;
         let after = operator.resident_mib();
         println!("{:.1} % of a core, {resident} to {after} MiB, {per_page:.1} events a page", share * 100.0);
         assert!(share < 0.2 && after <= resident + 3 && per_page > 5.0);

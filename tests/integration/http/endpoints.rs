@@ -1,4 +1,4 @@
-//! What each call does.
+//! The effects of each call.
 
 use std::num::NonZeroU32;
 
@@ -16,12 +16,12 @@ use sync_operator::{
 
 use super::{Answer, Sidecar, settings};
 use crate::{
-    operator::{apply_job, apply_schedule, events, finished, told},
-    support::{World, eventually},
+    operator::{apply_job, apply_schedule, events, finished, wait_for_events},
+    support::{TestEnv, eventually},
 };
 
 /// Waits until the sidecar has seen a SyncJob in a state.
-async fn seen(sidecar: &Sidecar, world: &World, name: &str, phase: &str) {
+async fn wait_for_phase(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
     eventually(&format!("the sidecar has seen {name}"), async || {
         let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", world.name)).await;
         (answer.body["items"].as_array()?.iter().any(|item| item["name"] == name)).then_some(())
@@ -29,8 +29,8 @@ async fn seen(sidecar: &Sidecar, world: &World, name: &str, phase: &str) {
     .await;
 }
 
-/// Waits until the sidecar has seen so many schedules.
-async fn seen_schedules(sidecar: &Sidecar, count: usize) {
+/// Waits until the sidecar has seen this number of schedules.
+async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
     eventually("the sidecar has seen the schedules", async || {
         let answer = sidecar.get("/jobs/status").await;
         (answer.body["repeatable"].as_array()?.len() == count).then_some(())
@@ -38,14 +38,14 @@ async fn seen_schedules(sidecar: &Sidecar, count: usize) {
     .await;
 }
 
-/// Writes what the controller would write.
-async fn set_status(world: &World, name: &str, status: Value) {
+/// Writes a status in place of the controller.
+async fn set_status(world: &TestEnv, name: &str, status: Value) {
     let patch = Patch::Merge(json!({"status": status}));
     world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-/// A SyncJob that ended, as its controller would have left it.
-async fn ended(world: &World, name: &str, phase: &str, hours_ago: i64) {
+/// Creates a SyncJob with the status of an ended run.
+async fn ended(world: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
     apply_job(world, name, json!({})).await;
     let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
     let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -53,13 +53,13 @@ async fn ended(world: &World, name: &str, phase: &str, hours_ago: i64) {
     set_status(world, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
 }
 
-async fn one_schedule(world: &World, sidecar: &Sidecar) {
+async fn one_schedule(world: &TestEnv, sidecar: &Sidecar) {
     let template = json!({"spec": {"batchSize": 7, "syncType": "Full"}});
     apply_schedule(world, "users", json!({"suspended": true, "jobTemplate": template})).await;
-    seen_schedules(sidecar, 1).await;
+    wait_for_schedules(sidecar, 1).await;
 }
 
-async fn get_job(world: &World, answer: &Answer) -> SyncJob {
+async fn get_job(world: &TestEnv, answer: &Answer) -> SyncJob {
     assert_eq!(answer.code, 202, "{}", answer.body);
     let job = world.jobs().get(answer.body["name"].as_str().unwrap()).await.unwrap();
     assert_eq!(answer.body["jobId"], job.uid().unwrap());
@@ -70,7 +70,7 @@ async fn get_job(world: &World, answer: &Answer) -> SyncJob {
 
 #[tokio::test]
 async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     world.seed(30, 0).await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
@@ -96,12 +96,12 @@ async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
         ((status.runs.succeeded, status.active_count) == (22, Some(0))).then_some(())
     })
     .await;
-    told(&world, "users", &["TriggeredByCall"]).await;
+    wait_for_events(&world, "users", &["TriggeredByCall"]).await;
 }
 
 #[tokio::test]
-async fn the_same_idempotency_key_gives_the_same_job_again() {
-    let world = World::new().await;
+async fn the_same_idempotency_key_returns_the_same_job() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
     let trigger = async |key: &str, body: Value| {
@@ -121,8 +121,8 @@ async fn the_same_idempotency_key_gives_the_same_job_again() {
 }
 
 #[tokio::test]
-async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
-    let world = World::new().await;
+async fn several_schedules_of_a_type_are_listed_and_selectable() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let missing = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(missing.problem(), (404, "not-found"));
@@ -130,7 +130,7 @@ async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
         let spec = json!({"suspended": true, "jobTemplate": {"spec": {"type": "Issue"}}});
         apply_schedule(&world, name, spec).await;
     }
-    seen_schedules(&sidecar, 2).await;
+    wait_for_schedules(&sidecar, 2).await;
     let answer = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(answer.problem(), (409, "ambiguous"));
     let candidates = json!([{"namespace": world.name, "name": "a"}, {"namespace": world.name, "name": "b"}]);
@@ -143,14 +143,14 @@ async fn several_schedules_of_a_type_are_told_and_one_can_be_chosen() {
 
 #[tokio::test]
 async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     apply_schedule(&world, "a", json!({"interval": "1h"})).await;
     apply_schedule(&world, "b", json!({"interval": "1h"})).await;
     apply_job(&world, "open", json!({})).await;
     ended(&world, "done", "Complete", 1).await;
-    seen_schedules(&sidecar, 2).await;
-    seen(&sidecar, &world, "done", "Complete").await;
+    wait_for_schedules(&sidecar, 2).await;
+    wait_for_phase(&sidecar, &world, "done", "Complete").await;
 
     let named = |name: &str| json!({"namespace": world.name, "name": name});
     let answer = sidecar.post("/jobs/pause?schedule=a", Value::Null).await;
@@ -162,10 +162,10 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     let rest = json!({"paused": true, "schedules": [named("b")], "jobs": [named("open")], "unchanged": 1});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, rest);
     assert!(world.jobs().get("open").await.unwrap().spec.suspended);
-    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "what has ended is left alone");
+    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "ended runs are not changed");
     let nothing = json!({"paused": true, "schedules": [], "jobs": [], "unchanged": 3});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, nothing);
-    eventually("/jobs/status knows", async || {
+    eventually("/jobs/status reports the pause", async || {
         sidecar.get("/jobs/status").await.body["paused"].as_bool().filter(|paused| *paused)
     })
     .await;
@@ -174,15 +174,15 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     assert_eq!(answer.body, all);
     assert!(!suspended().await);
     assert_eq!(sidecar.post("/jobs/pause?schedule=c", Value::Null).await.problem(), (404, "not-found"));
-    told(&world, "open", &["PausedByCall"]).await;
+    wait_for_events(&world, "open", &["PausedByCall"]).await;
 }
 
 #[tokio::test]
 async fn a_call_sees_the_effect_of_the_call_before_it() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let (one, other) = (Sidecar::open(&world).await, Sidecar::open(&world).await);
     one_schedule(&world, &one).await;
-    seen_schedules(&other, 1).await;
+    wait_for_schedules(&other, 1).await;
     for round in 0..20 {
         let answer = one.post("/jobs/trigger/user-sync", Value::Null).await;
         let path = format!("/jobs/{}/{}", world.name, answer.body["name"].as_str().unwrap());
@@ -198,12 +198,12 @@ async fn a_call_sees_the_effect_of_the_call_before_it() {
 }
 
 #[tokio::test]
-async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
-    let world = World::new().await;
+async fn cleanup_deletes_only_runs_that_ended_long_ago() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
         ended(&world, name, phase, hours).await;
-        seen(&sidecar, &world, name, phase).await;
+        wait_for_phase(&sidecar, &world, name, phase).await;
     }
     apply_job(&world, "open", json!({})).await;
     let names = async || {
@@ -221,7 +221,7 @@ async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
         assert_eq!(answer.problem(), (422, "invalid-body"), "{hours}");
     }
     let none = json!({"completed": 1, "failed": 0, "remaining": 0});
-    eventually("with no grace period the last one goes too", async || {
+    eventually("with no grace period, the last run is deleted too", async || {
         let body = sidecar.post(&path, json!({"gracePeriodHours": 0})).await.body;
         (body == none).then_some(())
     })
@@ -231,33 +231,33 @@ async fn cleaning_up_deletes_what_ended_long_ago_and_nothing_else() {
 
 #[tokio::test]
 async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     one_schedule(&world, &sidecar).await;
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
     let name = get_job(&world, &answer).await.name_any();
     let at = "2026-11-23T12:00:00Z";
-    let books = json!({"active": [{"name": name, "slot": at}]});
-    let patch = Patch::Merge(json!({"status": books}));
+    let status = json!({"active": [{"name": name, "slot": at}]});
+    let patch = Patch::Merge(json!({"status": status}));
     world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
     let condition =
         json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
     set_status(&world, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
-    seen(&sidecar, &world, &name, "Failed").await;
+    wait_for_phase(&sidecar, &world, &name, "Failed").await;
     let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
     assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
     let patch = Patch::Merge(json!({"status": {"active": []}}));
     world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
-    eventually("it goes once it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
+    eventually("the run is deleted when it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let filter = json!({"target": {"filter": {"age": {"$bigger": 3}}, "lastSyncedField": "seen"}});
     let uid = apply_job(&world, "run", filter).await.uid().unwrap();
-    seen(&sidecar, &world, "run", "Pending").await;
+    wait_for_phase(&sidecar, &world, "run", "Pending").await;
     let path = |action: &str| format!("/jobs/{}/run/{action}", world.name);
     let answer = sidecar.post(&path("suspend"), Value::Null).await;
     let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
@@ -270,7 +270,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
 
     let _operator = world.operator("controller", &[]);
     assert!(is_finished(&finished(&world, "run").await));
-    seen(&sidecar, &world, "run", "Failed").await;
+    wait_for_phase(&sidecar, &world, "run", "Failed").await;
     for action in ["cancel", "suspend", "resume"] {
         assert_eq!(sidecar.post(&path(action), Value::Null).await.problem(), (409, "conflict"), "{action}");
     }
@@ -282,15 +282,15 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
     assert_eq!((&replayed.body, &replayed.headers["idempotent-replayed"]), (&answer.body, &"true".parse().unwrap()));
 
     let failed = finished(&world, &again.name_any()).await;
-    seen(&sidecar, &world, &failed.name_any(), "Failed").await;
+    wait_for_phase(&sidecar, &world, &failed.name_any(), "Failed").await;
     let details = sidecar.get(&format!("/jobs/{}/{}", world.name, failed.name_any())).await.body;
     assert_eq!(details["reason"], "InvalidTarget");
     assert_eq!(details["attempts"][0]["number"], 1);
     assert!(details["message"].as_str().unwrap().contains("$bigger"), "{details}");
 }
 
-/// A SyncJob whose guard holds 400 removals, as its controller would have left it.
-async fn hold(world: &World, name: &str) {
+/// Creates a SyncJob with the status of a run whose guard holds 400 removals.
+async fn hold(world: &TestEnv, name: &str) {
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
         "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});
     set_status(world, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
@@ -298,13 +298,13 @@ async fn hold(world: &World, name: &str) {
 
 #[tokio::test]
 async fn a_held_run_is_approved_with_the_number_that_was_seen() {
-    let world = World::new().await;
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let uid = apply_job(&world, "run", json!({})).await.uid().unwrap();
-    seen(&sidecar, &world, "run", "Pending").await;
+    wait_for_phase(&sidecar, &world, "run", "Pending").await;
     let path = format!("/jobs/{}/run/approve", world.name);
     let approve = async |removals: Value| sidecar.post(&path, json!({"removals": removals})).await;
-    assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "it is not held");
+    assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "the run is not held");
     hold(&world, "run").await;
     for removals in [json!(0), json!(-1), json!(1.5), json!(1e10), json!("400"), json!(null)] {
         assert_eq!(approve(removals.clone()).await.problem(), (422, "invalid-body"), "{removals}");
@@ -320,25 +320,25 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
     assert_eq!(world.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
     assert_eq!(approve(json!(400.0)).await.body["changed"], false);
-    told(&world, "run", &["ApprovedByCall"]).await;
+    wait_for_events(&world, "run", &["ApprovedByCall"]).await;
     let events = events(&world).await;
     let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("ApprovedByCall")).collect();
     assert_eq!(approvals.len(), 1);
     assert_eq!(approvals[0].note.as_deref(), Some("Approved 400 removals, by anonymous over HTTP"));
 
-    seen(&sidecar, &world, "run", "Held").await;
+    wait_for_phase(&sidecar, &world, "run", "Held").await;
     let details = sidecar.get(&format!("/jobs/{}/run", world.name)).await.body;
     assert_eq!((&details["reason"], &details["counts"]["held"]), (&json!("GuardExceeded"), &json!(400)));
     assert!(details["message"].as_str().unwrap().ends_with("a1, a2"), "{details}");
     ended(&world, "over", "Complete", 1).await;
-    seen(&sidecar, &world, "over", "Complete").await;
+    wait_for_phase(&sidecar, &world, "over", "Complete").await;
     let over = format!("/jobs/{}/over/approve", world.name);
     assert_eq!(sidecar.post(&over, json!({"removals": 400})).await.problem(), (409, "conflict"));
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_a_problem_that_says_why() {
-    let world = World::new().await;
+async fn an_unreadable_request_gets_a_problem_with_a_reason() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let body = |content: &str, body: String| {
         Request::post("/jobs/cleanup").header("content-type", content).body(Body::from(body)).unwrap()
@@ -374,8 +374,8 @@ async fn what_cannot_be_read_is_a_problem_that_says_why() {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_told_when_to_come_back() {
-    let world = World::new().await;
+async fn a_client_over_the_rate_limit_gets_a_retry_after() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::new(&world, None, 5).await;
     let mut refused = 0;
     for _ in 0..20 {
@@ -391,8 +391,8 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn more_calls_than_there_is_room_for_are_sent_away() {
-    let world = World::new().await;
+async fn calls_over_the_concurrency_limit_are_refused() {
+    let world = TestEnv::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
     let settings = HttpSettings { requests_at_a_time: one, ..settings(None, many) };
@@ -401,7 +401,7 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
     let slow = sidecar.call(slow.body(Body::from_stream(body)).unwrap());
     let others = async {
-        eventually("the slow call has the place", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
+        eventually("the slow call is open", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
             .await;
         let refused = sidecar.get("/jobs").await;
         assert_eq!((refused.problem(), &refused.headers["retry-after"]), ((503, "overloaded"), &"1".parse().unwrap()));
@@ -415,8 +415,8 @@ async fn more_calls_than_there_is_room_for_are_sent_away() {
 }
 
 #[tokio::test]
-async fn the_openapi_document_tells_of_every_call() {
-    let world = World::new().await;
+async fn the_openapi_document_describes_every_call() {
+    let world = TestEnv::new().await;
     let sidecar = Sidecar::open(&world).await;
     let document = sidecar.get("/openapi.json").await.body;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);

@@ -1,4 +1,4 @@
-//! The dashboard behind a proxy: below a path, and with people whom the proxy has logged in.
+//! The dashboard behind a proxy: below a path, and with users that the proxy authenticates.
 
 use std::{
     fs,
@@ -26,13 +26,13 @@ use super::{
     settings,
 };
 use crate::{
-    operator::{apply_schedule, told},
-    support::{World, eventually, free_port, variable},
+    operator::{apply_schedule, wait_for_events},
+    support::{TestEnv, eventually, free_port, variable},
 };
 
 const PROXY: [u8; 4] = [10, 1, 2, 3];
 
-async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
+async fn sidecar(world: &TestEnv, prefix: Option<&str>) -> Sidecar {
     let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
     let proxies = Proxies::new(&["10.1.0.0/16".parse().unwrap()], user, groups);
     let dashboard = Some(Sessions::new(None, false).unwrap());
@@ -41,8 +41,8 @@ async fn sidecar(world: &World, prefix: Option<&str>) -> Sidecar {
     Sidecar::with(world, HttpSettings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
 }
 
-/// Gives a user or a group rights in the world's namespace.
-async fn allow(world: &World, kind: &str, subject: &str, verbs: &[&str]) {
+/// Gives a user or a group rights in the namespace of the test.
+async fn allow(world: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
     let create = PostParams::default();
     let rules = json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}]);
     let role = json!({"metadata": {"name": subject}, "rules": rules});
@@ -57,7 +57,7 @@ async fn allow(world: &World, kind: &str, subject: &str, verbs: &[&str]) {
     bindings.create(&create, &serde_json::from_value(binding).unwrap()).await.unwrap();
 }
 
-/// What a browser sends through a proxy. The code, and the page or where to go instead.
+/// Sends a request of a browser through a proxy. Returns the code, and the page or the location of a redirect.
 async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let mut request = Request::builder().method(method).uri(path).header("accept", "text/html");
     request = request.header("host", "sync.example").header("content-type", "application/x-www-form-urlencoded");
@@ -71,8 +71,8 @@ async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, header
 }
 
 #[tokio::test]
-async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
-    let world = World::new().await;
+async fn a_user_of_the_proxy_has_the_rights_of_kubernetes() {
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     apply_schedule(&world, "users", json!({"suspended": true})).await;
     allow(&world, "User", "alice@example.com", &["list"]).await;
@@ -82,7 +82,7 @@ async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
     let alice = ("x-forwarded-user", "alice@example.com");
     let team = ("x-forwarded-groups", "others,team-a");
     let form = ("sec-fetch-site", "same-origin");
-    eventually("the sidecar has seen it", async || {
+    eventually("the sidecar has seen the schedule", async || {
         (send(&sidecar, PROXY, "GET", &page, &[alice]).await.0 == 200).then_some(())
     })
     .await;
@@ -105,12 +105,12 @@ async fn whom_a_proxy_names_may_do_what_kubernetes_lets_them() {
     assert!(world.schedules().get("users").await.unwrap().spec.suspended);
     assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, form]).await.0, 303);
     assert!(!world.schedules().get("users").await.unwrap().spec.suspended);
-    told(&world, "users", &["ResumedByCall"]).await;
+    wait_for_events(&world, "users", &["ResumedByCall"]).await;
 }
 
 #[tokio::test]
-async fn who_is_no_trusted_proxy_is_not_believed() {
-    let world = World::new().await;
+async fn users_named_by_other_clients_are_refused() {
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, None).await;
     allow(&world, "User", "alice", &["*"]).await;
     let alice = [("x-forwarded-user", "alice"), ("x-forwarded-groups", "system:masters")];
@@ -118,22 +118,22 @@ async fn who_is_no_trusted_proxy_is_not_believed() {
         let (code, location) = send(&sidecar, peer, "GET", "/ui/runs", &alice).await;
         assert_eq!((code, location.as_str()), (303, "/ui/login?next=%2Fui%2Fruns"), "{peer:?}");
         let forwarded = [("x-forwarded-for", "10.1.2.3"), alice[0]];
-        assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "an address that is claimed");
+        assert_eq!(send(&sidecar, peer, "GET", "/ui/runs", &forwarded).await.0, 303, "a forwarded address");
     }
-    // A proxy that passes on what somebody wrote has its people refused, not made administrators.
+    // Reserved users and groups are refused, in case that a proxy forwards headers of a client.
     for headers in [&alice[..], &[("x-forwarded-user", "system:admin")]] {
         let (code, page) = send(&sidecar, PROXY, "GET", "/ui/runs", headers).await;
         assert!(code == 403 && page.contains("reserved for Kubernetes"), "{page}");
     }
     let twice = [("x-forwarded-user", "alice"), ("x-forwarded-user", "bob")];
     assert_eq!(send(&sidecar, PROXY, "GET", "/ui/runs", &twice).await.0, 400);
-    // The calls have no check of the form's origin, so they take tokens only.
+    // The calls do not check the origin of a form, so they accept tokens only.
     assert_eq!(send(&sidecar, PROXY, "POST", "/jobs/pause", &alice[..1]).await.0, 401);
 }
 
 #[tokio::test]
-async fn below_a_path_everything_that_leads_somewhere_leads_there() {
-    let world = World::new().await;
+async fn links_below_a_path_have_the_path() {
+    let world = TestEnv::new().await;
     let sidecar = sidecar(&world, Some("/sync")).await;
     let token = administrator(&world).await;
     fill(&world, &sidecar).await;
@@ -146,11 +146,11 @@ async fn below_a_path_everything_that_leads_somewhere_leads_there() {
     assert!(answer.headers["set-cookie"].to_str().unwrap().contains("; Path=/sync; "));
     let browser = Browser { cookie: Some(answer.cookie()), ..browser };
     for path in pages(&world) {
-        // A proxy may take the path off.
+        // A proxy may remove the path.
         for path in [format!("/sync{path}"), path] {
             let page = browser.get(&path).await;
             assert_eq!(page.code, 200, "{path}");
-            // Values of fields are not gone to as they are.
+            // Values of form fields are no links.
             let page = page.text.replace("value=\"/", "");
             let addresses: Vec<_> = page.split("=\"/").skip(1).collect();
             assert!(addresses.len() > 5 && addresses.iter().all(|address| address.starts_with("sync/")), "{page}");
@@ -168,14 +168,14 @@ async fn below_a_path_everything_that_leads_somewhere_leads_there() {
     assert_eq!(document["servers"], json!([{"url": "/sync"}]));
 }
 
-/// nginx of Debian with TLS. What it proxies has a path in front; at one of its ports, it names a user.
+/// The nginx of Debian with TLS. It serves the dashboard below a path, and sets a user on one of its ports.
 struct Nginx {
     process: Child,
     folder: String,
 }
 
 impl Nginx {
-    fn start(world: &World, tokens: u16, users: u16, to: u16) -> Self {
+    fn start(world: &TestEnv, tokens: u16, users: u16, to: u16) -> Self {
         let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), world.name);
         fs::create_dir_all(&folder).unwrap();
         let subject = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"];
@@ -201,7 +201,7 @@ impl Nginx {
         );
         fs::write(format!("{folder}/nginx.conf"), configuration).unwrap();
         let program = variable("NGINX");
-        assert!(Path::new(&program).exists(), "nginx is not there: run tests/cluster/install.sh nginx");
+        assert!(Path::new(&program).exists(), "nginx is not installed: run tests/cluster/install.sh nginx");
         let mut command = Command::new(program);
         command.args(["-p", &folder, "-c", "nginx.conf", "-e", "stderr"]);
         Self { process: command.spawn().unwrap(), folder }
@@ -217,8 +217,8 @@ impl Drop for Nginx {
 }
 
 #[tokio::test]
-async fn a_person_works_below_a_path_of_a_proxy() {
-    let world = World::new().await;
+async fn a_user_works_below_a_path_of_a_proxy() {
+    let world = TestEnv::new().await;
     world.seed(30_000, 3).await;
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
     apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
@@ -263,7 +263,7 @@ async fn a_person_works_below_a_path_of_a_proxy() {
     browser.shows("h1", "Log in").await;
     assert_eq!(browser.path().await, "/sync/ui/login");
 
-    // Whom the proxy has logged in need not do so again, and may do what they may.
+    // A user that the proxy authenticates needs no login, and has the rights of Kubernetes.
     browser.open(&format!("https://localhost:{users}/sync")).await;
     browser.shows("h1", "Overview").await;
     browser.shows(".user", "alice").await;

@@ -64,7 +64,7 @@ async fn insert(database: &Database, users: Vec<Document>) {
     database.collection::<Document>("users").insert_many(users).await.unwrap();
 }
 
-/// Ends the cursors on the users, as MongoDB does with those that are idle for too long.
+/// Ends the cursors on the users, as MongoDB ends cursors that are idle for too long.
 async fn kill_cursors(database: &Database) -> usize {
     let admin = database.client().database("admin");
     let users = format!("{}.users", database.name());
@@ -80,7 +80,7 @@ async fn kill_cursors(database: &Database) -> usize {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_gone_is_opened_again() {
+async fn a_lost_cursor_is_opened_again() {
     let database = database().await;
     insert(&database, (0..3000).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, json!({}), 5000).await.unwrap();
@@ -106,7 +106,7 @@ async fn unstamp(database: &Database) {
     users.update_many(doc! {}, doc! {"$unset": {"lastSynced": 1}}).await.unwrap();
 }
 
-/// The values of a field that sort after each other, of the documents a query finds.
+/// The values of a field of the documents that a query finds, sorted by this field.
 async fn sorted(database: &Database, field: &str, query: Document) -> Vec<Bson> {
     let users = database.collection::<Document>("users");
     let found: Vec<Document> = users.find(query).sort(doc! {field: 1}).await.unwrap().try_collect().await.unwrap();
@@ -149,7 +149,7 @@ async fn assert_walks_and_resumes(database: &Database, mut spec: Value, key: &st
     let cursors = walk(&spec, None, &keys).await;
     assert_eq!(cursors.len(), keys.len());
     for (done, cursor) in cursors.iter().enumerate() {
-        // As it comes back from the queue.
+        // The cursor as the queue returns it.
         let cursor: Value = serde_json::from_str(&cursor.to_string()).unwrap();
         walk(&spec, Some(&cursor), &keys[done + 1..]).await;
     }
@@ -169,7 +169,7 @@ async fn a_full_run_stamps_every_document_with_its_start() {
 }
 
 #[tokio::test]
-async fn doing_a_run_again_writes_nothing_and_counts_its_own_work() {
+async fn a_repeated_run_writes_nothing_and_counts_its_own_work() {
     let database = database().await;
     insert(&database, (0..250).map(|i| doc! {"_id": i}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
@@ -204,7 +204,7 @@ async fn a_stamp_by_another_worker_of_the_run_counts_as_updated() {
 }
 
 #[tokio::test]
-async fn batches_have_the_size_asked_for() {
+async fn batches_have_the_requested_size() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i}).collect()).await;
     for (size, batches) in [(1, 10), (3, 4), (5, 2), (10, 1), (10_000, 1)] {
@@ -240,14 +240,14 @@ async fn a_rejected_document_is_named_and_its_neighbours_are_stamped() {
     assert_eq!(sums.failures, [("4".to_owned(), "ValidationFailed".to_owned(), message)]);
 }
 
-/// Runs over `users` of which the one with key 4 is refused, and returns its reason and message.
+/// Runs over `users`, of which key 4 is refused, and returns its reason and message.
 async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (String, String) {
     let field = spec["target"]["lastSyncedField"].as_str().unwrap_or("lastSynced").to_owned();
     insert(database, users).await;
     let target = target(database, spec, START).await.unwrap();
     let sums = run(&target, None).await.unwrap();
     let stamped = sorted(database, "_id", doc! {field: DateTime::from_millis(START)}).await;
-    assert_eq!(stamped, [1, 2, 3, 5, 6].map(Bson::from), "the neighbours are stamped");
+    assert_eq!(stamped, [1, 2, 3, 5, 6].map(Bson::from), "the other documents are stamped");
     assert_eq!((sums.processed, sums.updated, sums.unchanged), (6, 5, 0));
     let [(key, reason, message)] = <[_; 1]>::try_from(sums.failures).unwrap();
     assert_eq!(key, "4");
@@ -257,7 +257,7 @@ async fn refusal(database: &Database, users: Vec<Document>, spec: Value) -> (Str
 
 /// Scenario 14 of the fault list, with others here on refused documents.
 #[tokio::test]
-async fn every_kind_of_refusal_is_told_without_the_documents_values() {
+async fn every_refusal_is_reported_without_document_values() {
     let full = || json!({"syncType": "Full", "batchSize": 6});
     let user = |id: i32, name: &str| doc! {"_id": id, "name": name};
     let users = |bad: &str| (1..=6).map(|id| user(id, if id == 4 { bad } else { "x" })).collect::<Vec<_>>();
@@ -311,7 +311,7 @@ async fn a_refused_document_is_named_among_keys_of_several_types() {
     assert_eq!(stamped(&database, START).await, 3);
 }
 
-// On one thread, making 40 MB of statements would keep the driver from noticing that the server is well.
+// On one thread, the creation of 40 MB of statements would delay the health checks of the driver.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_document_is_named_in_the_largest_batch() {
     const USERS: i32 = 10_000;
@@ -368,7 +368,7 @@ async fn of_two_overlapping_runs_the_later_start_wins() {
 }
 
 #[tokio::test]
-async fn an_incremental_run_takes_what_is_due_and_nothing_else() {
+async fn an_incremental_run_reads_only_due_documents() {
     let database = database().await;
     let at = |millis: i64| Bson::DateTime(DateTime::from_millis(START + millis));
     insert(
@@ -464,7 +464,7 @@ async fn another_key_field_is_walked_in_its_own_order() {
 }
 
 #[tokio::test]
-async fn a_key_without_an_index_is_warned_about() {
+async fn a_key_without_an_index_causes_a_warning() {
     let database = database().await;
     insert(&database, vec![doc! {"email": "a", "name": "b"}]).await;
     let warnings = async |spec: Value| target(&database, spec, START).await.unwrap().warnings().await;
@@ -654,7 +654,7 @@ async fn a_document_that_left_the_filter_is_not_stamped() {
 }
 
 #[tokio::test]
-async fn documents_that_come_and_go_do_not_break_the_counts() {
+async fn inserted_and_deleted_documents_do_not_break_the_counts() {
     let database = database().await;
     insert(&database, (0..10).map(|i| doc! {"_id": i * 10}).collect()).await;
     let target = target(&database, json!({"syncType": "Full"}), START).await.unwrap();
@@ -683,7 +683,7 @@ async fn documents_that_share_a_key_are_counted_once() {
 }
 
 #[tokio::test]
-async fn a_regular_expression_as_a_key_stands_for_itself() {
+async fn a_regular_expression_as_a_key_matches_only_itself() {
     let database = database().await;
     let pattern = |text: &str| {
         Bson::RegularExpression(Regex { pattern: text.try_into().unwrap(), options: "".try_into().unwrap() })
@@ -744,7 +744,7 @@ async fn a_late_answer_never_replaces_a_newer_one() {
     database.drop().await.unwrap();
 }
 
-/// Ten users whose name is as it should be, as two batches of a run before left them.
+/// Inserts ten users with their final name, as two batches of an earlier run wrote them.
 async fn unchanged(database: &Database) {
     let before = |id: i32| listed(if id < 6 { 500 } else { 600 });
     insert(database, (0..10).map(|id| doc! {"_id": id, "name": "same", "_sync": before(id)}).collect()).await;
@@ -820,7 +820,7 @@ async fn a_refused_document_is_named_among_unchanged_ones() {
 }
 
 #[tokio::test]
-async fn a_document_that_is_gone_or_left_the_filter_is_not_written() {
+async fn deleted_and_unmatched_documents_are_not_written() {
     let database = database().await;
     insert(&database, (0..4).map(|id| doc! {"_id": id, "state": "active"}).collect()).await;
     let mut spec = fetching();
@@ -845,11 +845,11 @@ fn whole() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_sees_half_of_a_batch_in_a_transaction() {
+async fn a_batch_in_a_transaction_is_never_partly_visible() {
     let database = database().await;
     insert(&database, (0..500).map(|id| doc! {"_id": id, "padding": "x".repeat(20_000)}).collect()).await;
     let mut spec = whole();
-    // More than one command.
+    // These documents need more than one command.
     let padding = "y".repeat(20_000);
     spec["mapping"] = json!([{"from": "/name", "to": "name"}, {"from": "/padding", "to": "padding"}]);
     let target = target(&database, spec, 1000).await.unwrap();
@@ -867,12 +867,12 @@ async fn nobody_sees_half_of_a_batch_in_a_transaction() {
     }
     assert_eq!(writing.await.unwrap().unwrap().updated, 500);
     assert!(seen.iter().all(|count| [0, 500].contains(count)), "{seen:?}");
-    assert!(seen.contains(&0), "it was looked at while it was written");
+    assert!(seen.contains(&0), "it was read during the write");
     database.drop().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_refused_is_left_out_of_a_transaction() {
+async fn refused_documents_are_left_out_of_a_transaction() {
     let database = database().await;
     insert(
         &database,
@@ -892,7 +892,7 @@ async fn what_is_refused_is_left_out_of_a_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_waits_for_another_one_that_is_in_its_way() {
+async fn a_transaction_waits_for_a_conflicting_transaction() {
     let database = database().await;
     insert(&database, (0..20).map(|id| doc! {"_id": id}).collect()).await;
     let target = target(&database, whole(), 1000).await.unwrap();
@@ -904,13 +904,13 @@ async fn a_transaction_waits_for_another_one_that_is_in_its_way() {
     let at = Timestamp::from_millisecond(2000).unwrap();
     let found = source(&batch, "new");
     let writing = tokio::spawn(async move { target.apply(batch, found, at).await });
-    // Transactions of the other tests of this server end, sooner or later; of ours there are ever more that were aborted.
+    // Transactions of other tests on this server end. Only this test aborts more and more transactions.
     let aborted = async || {
         let status = database.client().database("admin").run_command(doc! {"serverStatus": 1}).await.unwrap();
         status.get_document("transactions").unwrap().get_i64("totalAborted").unwrap()
     };
     let before = aborted().await;
-    eventually("it was tried more than once", async || (aborted().await >= before + 3).then_some(())).await;
+    eventually("the transaction was retried", async || (aborted().await >= before + 3).then_some(())).await;
     assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 0);
     assert!(!writing.is_finished());
     other.commit_transaction().await.unwrap();
