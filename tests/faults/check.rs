@@ -72,12 +72,12 @@ impl Round<'_> {
         let failed = conditions.iter().find(|found| found.type_ == "Failed" && found.status == "True").unwrap();
         let expected = matches!(failed.reason.as_str(), "TooManyFailed" | "InvalidSource");
         assert!(expected && !failed.message.contains("could not be"), "rolled-back: {}", failed.message);
-        let documents = self.world.database.collection::<RawDocumentBuf>("rolled");
+        let documents = self.env.database.collection::<RawDocumentBuf>("rolled");
         let found: Vec<_> = documents.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap();
         let before = (0..ROLLED_BACK).map(|id| RawDocumentBuf::try_from(&rolled_back(id)).unwrap());
         let wrong: Vec<_> = found.iter().zip(before.clone()).filter(|(found, before)| *found != before).collect();
         assert!(wrong.is_empty() && found.len() == before.len(), "rolled-back: {} {wrong:?}", found.len());
-        let names = self.world.database.list_collection_names().await.unwrap();
+        let names = self.env.database.list_collection_names().await.unwrap();
         assert!(!names.iter().any(|name| name.starts_with("sync_journal.")), "rolled-back: {names:?}");
     }
 
@@ -179,12 +179,12 @@ impl Round<'_> {
     }
 
     async fn count(&self, filter: Document) -> i64 {
-        self.world.count(filter).await as i64
+        self.env.count(filter).await as i64
     }
 
     /// Checks that no ended run is active or waiting in Redis, and that nothing is left of deleted runs.
     async fn check_redis(&self) {
-        let key = |name: &str| format!("{{sync:{}}}:{name}", self.world.name);
+        let key = |name: &str| format!("{{sync:{}}}:{name}", self.env.name);
         let deleted = self.deleted.lock().unwrap().clone();
         let (began, mut redis) = (Instant::now(), self.redis().await);
         loop {
@@ -265,9 +265,9 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    pub fn follow(world: &TestEnv, history: History) -> Self {
+    pub fn follow(env: &TestEnv, history: History) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
-        let (jobs, kept) = (world.jobs(), Arc::clone(&seen));
+        let (jobs, kept) = (env.jobs(), Arc::clone(&seen));
         let task = tokio::spawn(async move {
             let mut events = std::pin::pin!(watcher(jobs, watcher::Config::default()));
             while let Some(event) = events.next().await {

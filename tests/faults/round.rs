@@ -56,7 +56,7 @@ impl History {
 
 pub struct Round<'a> {
     pub environment: &'a Environment,
-    pub world: TestEnv,
+    pub env: TestEnv,
     pub history: History,
     pub statuses: Statuses,
     /// By uid.
@@ -76,26 +76,26 @@ pub async fn play(environment: &Environment, seed: u64) -> Result<String, String
     let logs = environment.folder().join(format!("seed-{seed}"));
     fs::create_dir_all(&logs).unwrap();
     let mut random = StdRng::seed_from_u64(seed);
-    let world = TestEnv::on(environment.servers.clone()).await;
-    world.seed(USERS, REJECTED).await;
+    let env = TestEnv::on(environment.servers.clone()).await;
+    env.seed(USERS, REJECTED).await;
     let round = Round {
         environment,
         history: history.clone(),
-        statuses: Statuses::follow(&world, history),
+        statuses: Statuses::follow(&env, history),
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
         upstream: Upstream::with_people(USERS as usize).await,
         operators: (0..OPERATORS)
-            .map(|operator| AsyncMutex::new(start(environment, &world, &logs, operator)))
+            .map(|operator| AsyncMutex::new(start(environment, &env, &logs, operator)))
             .collect(),
         locks: Mutex::default(),
         logs,
-        world,
+        env,
     };
     let played = AssertUnwindSafe(round.play(&mut random)).catch_unwind().await;
     match played {
         Ok(summary) => {
-            round.world.database.drop().await.ok();
+            round.env.database.drop().await.ok();
             fs::remove_dir_all(&round.logs).unwrap();
             Ok(summary)
         }
@@ -104,7 +104,7 @@ pub async fn play(environment: &Environment, seed: u64) -> Result<String, String
 }
 
 /// Starts an operator with the arguments of all operators.
-fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usize) -> Operator {
+fn start(environment: &Environment, env: &TestEnv, logs: &Path, operator: usize) -> Operator {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let lease = format!("{}s", LEASE.as_secs());
     let log = "warn,sync_operator=debug";
@@ -113,9 +113,9 @@ fn start(environment: &Environment, world: &TestEnv, logs: &Path, operator: usiz
     let leader = ["--leader-lease-duration", "2s", "--resync-interval", "1s", "--status-interval", "200ms"];
     let servers = environment.operator_servers(operator);
     let started = if operator + 1 < OPERATORS {
-        world.operator_on(servers, "controller", &[&common[..], &leader].concat())
+        env.operator_on(servers, "controller", &[&common[..], &leader].concat())
     } else {
-        world.operator_on(servers, "worker", &common)
+        env.operator_on(servers, "worker", &common)
     };
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     started.keep_log(&logs.join(format!("operator-{operator}-{number:04}.log")));
@@ -236,9 +236,9 @@ impl Round<'_> {
 
     /// Creates a run that always fails in the end, and leaves its collection unchanged.
     async fn make_rolled_back(&self) {
-        let database = &self.world.database;
+        let database = &self.env.database;
         let documents = (0..ROLLED_BACK).map(rolled_back);
-        self.world.database.collection("rolled").insert_many(documents).await.unwrap();
+        self.env.database.collection("rolled").insert_many(documents).await.unwrap();
         let rule = doc! {"email": {"$regex": "@"}};
         database.run_command(doc! {"collMod": "rolled", "validator": rule}).await.unwrap();
         let mut spec = self.fetching(Batching::PerBatch);
@@ -252,7 +252,7 @@ impl Round<'_> {
 
     pub async fn make_run(&self, name: &str, spec: &Value) {
         let job = SyncJob::new(name, serde_json::from_value(spec.clone()).unwrap());
-        match retry_request(async || self.world.jobs().create(&PostParams::default(), &job).await).await {
+        match retry_request(async || self.env.jobs().create(&PostParams::default(), &job).await).await {
             // An earlier request has created it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {}
             made => drop(made.unwrap()),
@@ -263,7 +263,7 @@ impl Round<'_> {
         let spec = json!({"interval": "2s", "jobTemplate": {"spec": {"syncType": "Full", "backoffLimit": 100,
             "backoff": {"initial": "200ms", "factor": 1}, "target": {"lastSyncedField": "scheduled"}}}});
         let schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
-        self.world.schedules().create(&PostParams::default(), &schedule).await.unwrap();
+        self.env.schedules().create(&PostParams::default(), &schedule).await.unwrap();
     }
 
     async fn inject(&self, fault: Fault) {
@@ -334,7 +334,7 @@ impl Round<'_> {
     }
 
     fn start(&self, operator: usize) -> Operator {
-        start(self.environment, &self.world, &self.logs, operator)
+        start(self.environment, &self.env, &self.logs, operator)
     }
 
     fn lock_of(&self, of: &str) -> Arc<AsyncMutex<()>> {
@@ -360,7 +360,7 @@ impl Round<'_> {
         let lock = self.lock_of(&name);
         let _guard = lock.lock().await;
         let patch = Patch::Merge(json!({ "spec": spec }));
-        match retry_request(async || self.world.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
+        match retry_request(async || self.env.jobs().patch(&name, &PatchParams::default(), &patch).await).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             patched => {
                 if let (Some(uid), true) = (patched.unwrap().uid(), spec["cancelled"] == true) {
@@ -375,10 +375,10 @@ impl Round<'_> {
         let name = format!("run-{run}");
         let lock = self.lock_of(&name);
         let _guard = lock.lock().await;
-        let job = retry_request(async || self.world.jobs().get_opt(&name).await).await.unwrap()?;
+        let job = retry_request(async || self.env.jobs().get_opt(&name).await).await.unwrap()?;
         let preconditions = Preconditions { uid: job.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match retry_request(async || self.world.jobs().delete(&name, &params).await).await {
+        match retry_request(async || self.env.jobs().delete(&name, &params).await).await {
             // An earlier request has deleted it, and its answer was lost.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             deleted => drop(deleted.unwrap()),
@@ -394,7 +394,7 @@ impl Round<'_> {
         }
         if scheduled {
             let patch = Patch::Merge(json!({"spec": {"suspended": true}}));
-            retry_request(async || self.world.schedules().patch("users", &PatchParams::default(), &patch).await)
+            retry_request(async || self.env.schedules().patch("users", &PatchParams::default(), &patch).await)
                 .await
                 .unwrap();
         }
@@ -405,11 +405,11 @@ impl Round<'_> {
     }
 
     pub async fn jobs(&self) -> Vec<SyncJob> {
-        retry_request(async || self.world.jobs().list(&ListParams::default()).await).await.unwrap().items
+        retry_request(async || self.env.jobs().list(&ListParams::default()).await).await.unwrap().items
     }
 
     pub fn users(&self) -> mongodb::Collection<Document> {
-        self.world.database.collection("users")
+        self.env.database.collection("users")
     }
 
     /// Report of a failure: the failed check, the faults, the statuses of the SyncJobs that it names, and

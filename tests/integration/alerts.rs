@@ -22,8 +22,8 @@ use crate::{
 const HOOK: &str = "/hook";
 const KEY: &str = "a key to sign with";
 
-fn alerts(world: &TestEnv) -> Api<SyncAlert> {
-    Api::namespaced(world.client.clone(), &world.name)
+fn alerts(env: &TestEnv) -> Api<SyncAlert> {
+    Api::namespaced(env.client.clone(), &env.name)
 }
 
 /// A webhook sink at a path of the server. The path is also its name.
@@ -33,47 +33,47 @@ pub fn webhook(http: &HttpSink, path: &str) -> Value {
 }
 
 /// Applies a SyncAlert that reports failed runs at once.
-pub async fn apply_alert(world: &TestEnv, sinks: &Value, further: &Value) {
+pub async fn apply_alert(env: &TestEnv, sinks: &Value, further: &Value) {
     let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
     spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
     let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
-    alerts(world).create(&PostParams::default(), &alert).await.unwrap();
+    alerts(env).create(&PostParams::default(), &alert).await.unwrap();
 }
 
-async fn status(world: &TestEnv) -> SyncAlertStatus {
-    alerts(world).get("team").await.unwrap().status.unwrap_or_default()
+async fn status(env: &TestEnv) -> SyncAlertStatus {
+    alerts(env).get("team").await.unwrap().status.unwrap_or_default()
 }
 
 /// Creates a schedule whose only run fails.
-async fn fail(world: &TestEnv, name: &str) {
-    apply_once(world, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
+async fn fail(env: &TestEnv, name: &str) {
+    apply_once(env, name, json!({"syncType": "Full", "target": {"filter": {"age": {"$bigger": 3}}}})).await;
 }
 
 /// Triggers another run of the schedule, which fails if `is_wrong`.
-async fn run_again(world: &TestEnv, name: &str, token: &str, is_wrong: bool) {
+async fn run_again(env: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     let filter = if is_wrong { json!({"age": {"$bigger": 3}}) } else { json!({}) };
     let template = json!({"spec": {"target": {"filter": Value::Null}}});
     let clear = json!({"spec": {"jobTemplate": template}});
     let patch = json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}},
         "spec": {"jobTemplate": {"spec": {"target": {"filter": filter}}}}});
     for patch in [clear, patch] {
-        world.schedules().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        env.schedules().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     }
 }
 
 /// Creates the Secret with the signing key of webhooks.
-pub async fn signing_key(world: &TestEnv) {
-    secret(world, "hmac", &[("key", KEY)], "127.0.0.1").await;
+pub async fn signing_key(env: &TestEnv) {
+    secret(env, "hmac", &[("key", KEY)], "127.0.0.1").await;
 }
 
 /// Adds users, and the Secret with the signing key of webhooks.
-async fn world_on(world: TestEnv) -> TestEnv {
-    world.seed(10, 0).await;
-    signing_key(&world).await;
-    world
+async fn world_on(env: TestEnv) -> TestEnv {
+    env.seed(10, 0).await;
+    signing_key(&env).await;
+    env
 }
 
-async fn world() -> TestEnv {
+async fn env() -> TestEnv {
     world_on(TestEnv::new().await).await
 }
 
@@ -86,10 +86,10 @@ fn assert_signed(taken: &Delivery) {
 
 #[tokio::test]
 async fn each_kind_of_sink_receives_a_failure_and_its_end() {
-    let (world, http, mail) = (world().await, HttpSink::start().await, MailSink::start().await);
-    secret(&world, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
-    secret(&world, "token", &[("token", "secret-token")], "127.0.0.1").await;
-    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
+    let (env, http, mail) = (env().await, HttpSink::start().await, MailSink::start().await);
+    secret(&env, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
+    secret(&env, "token", &[("token", "secret-token")], "127.0.0.1").await;
+    secret(&env, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
         .await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let sinks = json!([
@@ -101,14 +101,14 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
             "usernameSecretRef": entry("mail", "user"), "passwordSecretRef": entry("mail", "password")}},
     ]);
     let template = json!({"template": {"title": "{{ firing|length }} at {{ name|upper }}"}});
-    apply_alert(&world, &sinks, &template).await;
-    let (operator, _) = world.all(&ALLOWED);
-    fail(&world, "user-sync").await;
+    apply_alert(&env, &sinks, &template).await;
+    let (operator, _) = env.all(&ALLOWED);
+    fail(&env, "user-sync").await;
 
     let taken = http.wait_for_deliveries(HOOK, 1).await;
     assert_signed(&taken[0]);
     let body = taken[0].json();
-    assert_eq!((&body["title"], &body["namespace"]), (&json!("1 at TEAM"), &json!(world.name)));
+    assert_eq!((&body["title"], &body["namespace"]), (&json!("1 at TEAM"), &json!(env.name)));
     let alert = &body["firing"][0];
     assert_eq!((&alert["type"], &alert["schedule"]), (&json!("RunFailed"), &json!("user-sync")));
     assert!(alert["message"].as_str().unwrap().contains("InvalidTarget"), "{alert}");
@@ -125,7 +125,7 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
         assert!(mails[0].contains(part), "{part}: {}", mails[0]);
     }
 
-    run_again(&world, "user-sync", "1", false).await;
+    run_again(&env, "user-sync", "1", false).await;
     http.wait_for_deliveries("/services/T0/secret-path", 2).await;
     http.wait_for_deliveries("/events", 2).await;
     assert_signed(&http.wait_for_deliveries(HOOK, 2).await[1]);
@@ -133,7 +133,7 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
     assert!(mail.wait_for_mails(2).await[1].contains("RESOLVED RunFailed user-sync"));
 
     let status = eventually("no alert is left to send", async || {
-        Some(status(&world).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
+        Some(status(&env).await).filter(|status| status.alerts.is_empty() && status.firing == Some(0))
     });
     let status = status.await;
     assert!(
@@ -152,30 +152,30 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
 
 #[tokio::test]
 async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
-    let (world, http) = (world().await, HttpSink::start().await);
+    let (env, http) = (env().await, HttpSink::start().await);
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
-    apply_alert(&world, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
-    let (_operator, _) = world.all(&ALLOWED);
-    fail(&world, "first").await;
+    apply_alert(&env, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    fail(&env, "first").await;
     eventually("the bad sink stalls", async || {
         (http.state().requests.iter().filter(|path| *path == "/bad").count() == 2).then_some(())
     })
     .await;
-    fail(&world, "second").await;
+    fail(&env, "second").await;
     http.wait_for_deliveries("/good", 2).await;
     assert!(http.deliveries("/bad").is_empty());
     eventually("the failure of the sink is reported", async || {
-        let status = status(&world).await;
+        let status = status(&env).await;
         let bad = status.sinks.first()?;
         ((bad.name.as_str(), bad.last_error.as_deref()) == ("bad", Some("it answered with 500"))).then_some(())
     })
     .await;
-    wait_for_events(&world, "team", &["SinkFailing"]).await;
+    wait_for_events(&env, "team", &["SinkFailing"]).await;
 
     http.wait_for_deliveries("/bad", 1).await;
     eventually("both sinks are recorded as notified", async || {
         let is_sent = |alert: &sync_operator::api::syncalert::Alert| alert.notified.len() == 2;
-        status(&world).await.alerts.iter().all(is_sent).then_some(())
+        status(&env).await.alerts.iter().all(is_sent).then_some(())
     })
     .await;
     for path in ["/bad", "/good"] {
@@ -183,15 +183,15 @@ async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
         messages.sort();
         assert_eq!(messages, ["firing RunFailed first", "firing RunFailed second"], "{path}");
     }
-    wait_for_events(&world, "team", &["SinkRecovered"]).await;
+    wait_for_events(&env, "team", &["SinkRecovered"]).await;
 }
 
 #[tokio::test]
 async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
-    let (world, mail) = (world().await, MailSink::start().await);
-    secret(&world, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
+    let (env, mail) = (env().await, MailSink::start().await);
+    secret(&env, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
         .await;
-    secret(&world, "wrong", &[("user", USER), ("password", "wrong")], "localhost").await;
+    secret(&env, "wrong", &[("user", USER), ("password", "wrong")], "localhost").await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let smtp = |name: &str, login: &str| {
         json!({"name": name, "smtp": {"host": "localhost", "port": mail.port, "from": "sync@example.com",
@@ -199,11 +199,11 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
             "usernameSecretRef": entry(login, "user"), "passwordSecretRef": entry(login, "password")}})
     };
     mail.answer(Some("451 later"));
-    apply_alert(&world, &json!([smtp("right", "mail"), smtp("wrong", "wrong")]), &json!({})).await;
-    let (_operator, _) = world.all(&ALLOWED);
-    fail(&world, "user-sync").await;
+    apply_alert(&env, &json!([smtp("right", "mail"), smtp("wrong", "wrong")]), &json!({})).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    fail(&env, "user-sync").await;
     let failing = eventually("both sinks have failed", async || {
-        let status = status(&world).await;
+        let status = status(&env).await;
         let have_failed = status.sinks.len() == 2 && status.sinks.iter().all(|sink| sink.last_error.is_some());
         have_failed.then_some(status.sinks)
     });
@@ -219,18 +219,18 @@ async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
 }
 
 /// Waits until the operator has counted the last run of a schedule.
-async fn wait_until_counted(world: &TestEnv, name: &str, runs: i64) {
+async fn wait_until_counted(env: &TestEnv, name: &str, runs: i64) {
     eventually("the run is counted", async || {
-        let runs_so_far = world.schedules().get(name).await.ok()?.status?.runs;
+        let runs_so_far = env.schedules().get(name).await.ok()?.status?.runs;
         (runs_so_far.succeeded + runs_so_far.failed >= runs).then_some(())
     })
     .await;
 }
 
 /// Waits until the status says that each alert fires and was sent.
-async fn wait_until_sent(world: &TestEnv, firing: i32) {
+async fn wait_until_sent(env: &TestEnv, firing: i32) {
     eventually("all alerts were sent", async || {
-        let status = status(world).await;
+        let status = status(env).await;
         let is_sent = status.alerts.iter().all(|alert| alert.resolved.is_none() && !alert.notified.is_empty());
         (status.firing == Some(firing) && is_sent).then_some(())
     })
@@ -241,14 +241,14 @@ async fn wait_until_sent(world: &TestEnv, firing: i32) {
 async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     let (_own, servers) = DedicatedServer::up("redis");
     let url = servers.redis.clone();
-    let (world, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
+    let (env, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
-    apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({})).await;
-    let start = || -> Operator { world.all(&ALLOWED).0 };
+    apply_alert(&env, &json!([webhook(&http, HOOK)]), &json!({})).await;
+    let start = || -> Operator { env.all(&ALLOWED).0 };
 
     // The operator is killed while the sink is unavailable: the alert is not lost.
     let mut operator = start();
-    fail(&world, "user-sync").await;
+    fail(&env, "user-sync").await;
     eventually("the sink was asked", async || (!http.state().requests.is_empty()).then_some(())).await;
     operator.kill();
     // The operator is killed when the message has arrived.
@@ -256,7 +256,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     http.wait_for_deliveries(HOOK, 1).await;
     operator.kill();
     let operator = start();
-    wait_until_sent(&world, 1).await;
+    wait_until_sent(&env, 1).await;
     assert!(http.notifications(HOOK).len() <= 2, "{:?}", http.notifications(HOOK));
 
     // The status has the sent alerts, so they are not lost with Redis.
@@ -266,16 +266,16 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
     let firing = http.notifications(HOOK).len();
     let operator = start();
-    run_again(&world, "user-sync", "1", true).await;
-    wait_until_counted(&world, "user-sync", 2).await;
-    wait_until_sent(&world, 1).await;
+    run_again(&env, "user-sync", "1", true).await;
+    wait_until_counted(&env, "user-sync", 2).await;
+    wait_until_sent(&env, 1).await;
     assert_eq!(http.notifications(HOOK).len(), firing, "a problem that lasts is not sent again");
 
-    run_again(&world, "user-sync", "2", false).await;
+    run_again(&env, "user-sync", "2", false).await;
     http.wait_for_deliveries(HOOK, firing + 1).await;
     drop(operator);
     let _operator = start();
-    wait_until_sent(&world, 0).await;
+    wait_until_sent(&env, 0).await;
     let sent = http.notifications(HOOK);
     let (before, after) = sent.split_at(firing);
     assert!(before.iter().all(|sent| sent == "firing RunFailed user-sync"), "{sent:?}");
@@ -287,14 +287,14 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
 
 #[tokio::test]
 async fn a_requested_test_is_sent_once() {
-    let (world, http) = (world().await, HttpSink::start().await);
-    apply_alert(&world, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, http) = (env().await, HttpSink::start().await);
+    apply_alert(&env, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
+    let (_operator, _) = env.all(&ALLOWED);
     let ask = async |token: &str| {
         let patch = json!({"metadata": {"annotations": {"sync.codex.dev/test": token}}});
-        alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        alerts(&env).patch("team", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
         eventually("the test was sent", async || {
-            (status(&world).await.last_handled_test.as_deref() == Some(token)).then_some(())
+            (status(&env).await.last_handled_test.as_deref() == Some(token)).then_some(())
         })
         .await;
     };
@@ -304,20 +304,20 @@ async fn a_requested_test_is_sent_once() {
     ask("2").await;
     http.wait_for_deliveries(HOOK, 2).await;
     assert_eq!(http.notifications(HOOK), ["firing Test ", "firing Test "]);
-    wait_for_events(&world, "team", &["TestDelivered"]).await;
+    wait_for_events(&env, "team", &["TestDelivered"]).await;
 }
 
 #[tokio::test]
 async fn a_sinks_condition_has_its_error_without_secrets() {
-    let (world, http) = (world().await, HttpSink::start().await);
+    let (env, http) = (env().await, HttpSink::start().await);
     let path = "/services/secret-path";
-    secret(&world, "other-host", &[("url", &format!("{}{path}", http.url))], "hooks.slack.com").await;
-    secret(&world, "no-url", &[("url", "secret-path")], "127.0.0.1").await;
+    secret(&env, "other-host", &[("url", &format!("{}{path}", http.url))], "hooks.slack.com").await;
+    secret(&env, "no-url", &[("url", "secret-path")], "127.0.0.1").await;
     let slack = |name: &str, secret: &str, key: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": secret, "key": key}}});
     http.answer("/gone", std::iter::repeat_n(Instead::Status(404), 100));
     let mut metadata_server = webhook(&http, "/inside");
     metadata_server["webhook"]["url"] = json!("https://169.254.169.254/latest");
-    secret(&world, "inside", &[("key", KEY)], "169.254.169.254").await;
+    secret(&env, "inside", &[("key", KEY)], "169.254.169.254").await;
     metadata_server["webhook"]["hmacSecretRef"]["name"] = json!("inside");
     let sinks = json!([
         slack("a", "other-host", "url"),
@@ -327,11 +327,11 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
         webhook(&http, "/gone"),
         metadata_server,
     ]);
-    apply_alert(&world, &sinks, &json!({"template": {"text": "{% include 'x' %}"}})).await;
-    let (operator, _) = world.all(&ALLOWED);
-    fail(&world, "user-sync").await;
+    apply_alert(&env, &sinks, &json!({"template": {"text": "{% include 'x' %}"}})).await;
+    let (operator, _) = env.all(&ALLOWED);
+    fail(&env, "user-sync").await;
     let failed = eventually("every sink has failed", async || {
-        let status = status(&world).await;
+        let status = status(&env).await;
         let is_known = status.sinks.iter().all(|sink| sink.conditions.iter().any(|it| it.status != "Unknown"));
         (status.sinks.len() == 6 && is_known).then_some(status)
     });
@@ -355,11 +355,11 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     assert!(http.deliveries(path).is_empty());
 
     // When the Secret allows the host, a change of the spec or a test causes a delivery at once.
-    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
+    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
     let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": "127.0.0.1"}}});
     secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();
     let change = json!({"spec": {"repeatInterval": "2h"}});
-    alerts(&world).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
+    alerts(&env).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
     let slack = http.wait_for_deliveries(path, 1).await[0].json();
     assert!(slack["text"].as_str().unwrap().contains("FIRING RunFailed user-sync"), "in the usual words: {slack}");
 }

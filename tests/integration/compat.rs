@@ -46,9 +46,9 @@ async fn connection() -> redis::aio::MultiplexedConnection {
 }
 
 impl Record {
-    async fn of(world: &TestEnv) -> Self {
+    async fn of(env: &TestEnv) -> Self {
         let mut redis = connection().await;
-        let prefix = format!("{{sync:{}}}:", world.name);
+        let prefix = format!("{{sync:{}}}:", env.name);
         let keys: Vec<String> = redis.keys(format!("{prefix}run:*")).await.unwrap();
         let mut runs = BTreeMap::new();
         for key in keys {
@@ -60,7 +60,7 @@ impl Record {
             sets.insert(set.to_owned(), redis.zrange_withscores(format!("{prefix}{set}"), 0, -1).await.unwrap());
         }
         let all = ListParams::default();
-        let (jobs, schedules) = (world.jobs().list(&all).await.unwrap(), world.schedules().list(&all).await.unwrap());
+        let (jobs, schedules) = (env.jobs().list(&all).await.unwrap(), env.schedules().list(&all).await.unwrap());
         Self {
             jobs: jobs.iter().map(|job| serde_json::to_value(job).unwrap()).collect(),
             schedules: schedules.iter().map(|schedule| serde_json::to_value(schedule).unwrap()).collect(),
@@ -90,32 +90,32 @@ impl Record {
 #[ignore = "records what a release writes"]
 async fn record() {
     let version = variable("COMPAT_VERSION");
-    let world = TestEnv::new().await;
-    world.seed(20_000, 0).await;
-    let mut operator = world.operator("controller", &["--workers", "1", "--resync-interval", "1s"]);
-    apply_job(&world, "complete", json!({"syncType": "Full"})).await;
-    apply_job(&world, "failed", json!({"target": {"database": "not-allowed"}})).await;
+    let env = TestEnv::new().await;
+    env.seed(20_000, 0).await;
+    let mut operator = env.operator("controller", &["--workers", "1", "--resync-interval", "1s"]);
+    apply_job(&env, "complete", json!({"syncType": "Full"})).await;
+    apply_job(&env, "failed", json!({"target": {"database": "not-allowed"}})).await;
     for name in ["complete", "failed"] {
-        finished(&world, name).await;
+        finished(&env, name).await;
     }
-    apply_schedule(&world, "scheduled", json!({"interval": "24h", "immediate": true, "suspended": false})).await;
+    apply_schedule(&env, "scheduled", json!({"interval": "24h", "immediate": true, "suspended": false})).await;
     eventually("the schedule has counted its run", async || {
-        let status = world.schedules().get("scheduled").await.unwrap().status?;
+        let status = env.schedules().get("scheduled").await.unwrap().status?;
         (status.runs.succeeded == 1).then_some(())
     })
     .await;
-    apply_job(&world, "active", slow()).await;
-    wait_until_running(&world, "active").await;
-    apply_job(&world, "suspended", json!({"syncType": "Full", "suspended": true})).await;
-    apply_job(&world, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
+    apply_job(&env, "active", slow()).await;
+    wait_until_running(&env, "active").await;
+    apply_job(&env, "suspended", json!({"syncType": "Full", "suspended": true})).await;
+    apply_job(&env, "waiting", json!({"syncType": "Full", "dryRun": true, "priority": 7})).await;
     eventually("all runs are in the queue", async || {
-        let depth = world.queue().depth().await.unwrap();
+        let depth = env.queue().depth().await.unwrap();
         (depth.waiting == 1 && depth.parked == 1 && depth.active == 1).then_some(())
     })
     .await;
     operator.kill();
     let folder = Path::new("tests/compat");
-    let text = serde_json::to_string_pretty(&Record::of(&world).await).unwrap();
+    let text = serde_json::to_string_pretty(&Record::of(&env).await).unwrap();
     fs::write(folder.join(format!("{version}.json")), text + "\n").unwrap();
 }
 

@@ -46,18 +46,18 @@ async fn a_malformed_connection_string_is_refused_and_not_shown() {
 
 #[tokio::test]
 async fn unavailable_servers_are_reported_without_credentials() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let away = |scheme: &str| format!("{scheme}://S3cret:S3cret@127.0.0.1:1");
     let servers = Servers {
         redis: format!("{}/main", away("redis+sentinel")),
         mongodb: away("mongodb"),
-        ..world.servers.clone()
+        ..env.servers.clone()
     };
-    let operator = world.operator_on(&servers, "controller", &[]);
+    let operator = env.operator_on(&servers, "controller", &[]);
     let port = probe_port(&operator).await;
-    world.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();
+    env.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();
     let job = eventually("the SyncJob reports that Redis is unavailable", async || {
-        let job = serde_json::to_string(&world.jobs().get("away").await.unwrap()).unwrap();
+        let job = serde_json::to_string(&env.jobs().get("away").await.unwrap()).unwrap();
         job.contains("QueueUnavailable").then_some(job)
     });
     let log = eventually("both are unavailable", async || {

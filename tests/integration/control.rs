@@ -21,33 +21,33 @@ use crate::{
 
 const USERS: i32 = 2_500;
 
-async fn patch(world: &TestEnv, name: &str, spec: Value) {
+async fn patch(env: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
-    world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-pub async fn phase(world: &TestEnv, name: &str, phase: Phase) -> SyncJob {
+pub async fn phase(env: &TestEnv, name: &str, phase: Phase) -> SyncJob {
     eventually(&format!("{name} is {phase:?}"), async || {
-        let job = world.jobs().get(name).await.ok()?;
+        let job = env.jobs().get(name).await.ok()?;
         (job.status.as_ref()?.phase == Some(phase)).then_some(job)
     })
     .await
 }
 
 /// Waits until documents are stamped.
-async fn wait_for_stamps(world: &TestEnv) {
-    eventually("documents are stamped", async || (stamped(world).await > 0).then_some(())).await;
+async fn wait_for_stamps(env: &TestEnv) {
+    eventually("documents are stamped", async || (stamped(env).await > 0).then_some(())).await;
 }
 
-async fn stamped(world: &TestEnv) -> u64 {
-    world.count(doc! {"lastSynced": {"$type": "date"}}).await + world.count(doc! {"again": {"$type": "date"}}).await
+async fn stamped(env: &TestEnv) -> u64 {
+    env.count(doc! {"lastSynced": {"$type": "date"}}).await + env.count(doc! {"again": {"$type": "date"}}).await
 }
 
 /// Waits until no more documents are stamped, and returns the number of stamped documents.
-async fn wait_until_idle(world: &TestEnv) -> u64 {
-    let mut last = (stamped(world).await, Instant::now());
+async fn wait_until_idle(env: &TestEnv) -> u64 {
+    let mut last = (stamped(env).await, Instant::now());
     eventually("no more documents are stamped", async || {
-        let now = stamped(world).await;
+        let now = stamped(env).await;
         if now != last.0 {
             last = (now, Instant::now());
         }
@@ -63,104 +63,104 @@ pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
 
 #[tokio::test]
 async fn a_suspended_run_keeps_its_progress_and_resumes() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", slow()).await;
-    wait_for_stamps(&world).await;
-    patch(&world, "run", json!({"suspended": true})).await;
-    let parked = phase(&world, "run", Phase::Suspended).await;
-    let done = wait_until_idle(&world).await;
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", slow()).await;
+    wait_for_stamps(&env).await;
+    patch(&env, "run", json!({"suspended": true})).await;
+    let parked = phase(&env, "run", Phase::Suspended).await;
+    let done = wait_until_idle(&env).await;
     assert!(done < USERS as u64, "the run was stopped before its end");
     assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
     assert_eq!(reason(&parked, "Reconciling"), None);
     assert_eq!(parked.status.unwrap().counts.unwrap().processed as u64, done);
 
-    patch(&world, "run", json!({"suspended": false})).await;
-    let job = finished(&world, "run").await;
+    patch(&env, "run", json!({"suspended": false})).await;
+    let job = finished(&env, "run").await;
     assert!(is_complete(&job));
     assert_eq!(reason(&job, "Suspended"), None);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
-    assert_eq!(stamped(&world).await, USERS as u64);
-    wait_for_events(&world, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
+    assert_eq!(stamped(&env).await, USERS as u64);
+    wait_for_events(&env, "run", &["RunSuspended", "RunResumed", "RunCompleted"]).await;
 }
 
 #[tokio::test]
 async fn a_job_made_suspended_waits_until_it_is_resumed() {
-    let world = TestEnv::new().await;
-    world.seed(100, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", json!({"syncType": "Full", "suspended": true})).await;
-    phase(&world, "run", Phase::Suspended).await;
-    assert_eq!(wait_until_idle(&world).await, 0);
-    patch(&world, "run", json!({"suspended": false})).await;
-    assert!(is_complete(&finished(&world, "run").await));
+    let env = TestEnv::new().await;
+    env.seed(100, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", json!({"syncType": "Full", "suspended": true})).await;
+    phase(&env, "run", Phase::Suspended).await;
+    assert_eq!(wait_until_idle(&env).await, 0);
+    patch(&env, "run", json!({"suspended": false})).await;
+    assert!(is_complete(&finished(&env, "run").await));
 }
 
 #[tokio::test]
 async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", slow()).await;
-    wait_for_stamps(&world).await;
-    patch(&world, "run", json!({"cancelled": true})).await;
-    let job = finished(&world, "run").await;
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", slow()).await;
+    wait_for_stamps(&env).await;
+    patch(&env, "run", json!({"cancelled": true})).await;
+    let job = finished(&env, "run").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
-    let done = wait_until_idle(&world).await;
+    let done = wait_until_idle(&env).await;
     assert!(done < USERS as u64);
     assert_eq!(job.status.unwrap().counts.unwrap().processed as u64, done);
-    wait_for_events(&world, "run", &["RunCancelled"]).await;
+    wait_for_events(&env, "run", &["RunCancelled"]).await;
 }
 
 #[tokio::test]
 async fn a_suspended_run_can_be_cancelled() {
-    let world = TestEnv::new().await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", json!({"suspended": true})).await;
-    phase(&world, "run", Phase::Suspended).await;
-    patch(&world, "run", json!({"cancelled": true})).await;
-    let job = finished(&world, "run").await;
+    let env = TestEnv::new().await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", json!({"suspended": true})).await;
+    phase(&env, "run", Phase::Suspended).await;
+    patch(&env, "run", json!({"cancelled": true})).await;
+    let job = finished(&env, "run").await;
     assert_eq!((reason(&job, "Failed").as_deref(), reason(&job, "Suspended")), (Some("Cancelled"), None));
 }
 
 #[tokio::test]
 async fn changes_during_operator_downtime_are_applied() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (operator, _) = world.all(&["--lease-duration", "2s"]);
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (operator, _) = env.all(&["--lease-duration", "2s"]);
     for name in ["suspended", "cancelled"] {
         let mut spec = slow();
         spec["target"] = json!({"lastSyncedField": name});
-        apply_job(&world, name, spec).await;
-        phase(&world, name, Phase::Running).await;
+        apply_job(&env, name, spec).await;
+        phase(&env, name, Phase::Running).await;
     }
     operator.signal("KILL");
     drop(operator);
-    patch(&world, "suspended", json!({"suspended": true})).await;
-    patch(&world, "cancelled", json!({"cancelled": true})).await;
-    let (_operator, _) = world.all(&["--lease-duration", "2s"]);
-    let job = finished(&world, "cancelled").await;
+    patch(&env, "suspended", json!({"suspended": true})).await;
+    patch(&env, "cancelled", json!({"cancelled": true})).await;
+    let (_operator, _) = env.all(&["--lease-duration", "2s"]);
+    let job = finished(&env, "cancelled").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
-    phase(&world, "suspended", Phase::Suspended).await;
+    phase(&env, "suspended", Phase::Suspended).await;
 }
 
 #[tokio::test]
 async fn a_waiting_run_with_a_higher_priority_runs_first() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&["--workers", "1"]);
-    apply_job(&world, "first", slow()).await;
-    phase(&world, "first", Phase::Running).await;
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&["--workers", "1"]);
+    apply_job(&env, "first", slow()).await;
+    phase(&env, "first", Phase::Running).await;
     for name in ["second", "third"] {
-        apply_job(&world, name, json!({"syncType": "Full", "target": {"collection": "nothing"}})).await;
-        phase(&world, name, Phase::Queued).await;
+        apply_job(&env, name, json!({"syncType": "Full", "target": {"collection": "nothing"}})).await;
+        phase(&env, name, Phase::Queued).await;
     }
-    patch(&world, "third", json!({"priority": 10})).await;
+    patch(&env, "third", json!({"priority": 10})).await;
     // The first run must not end before the event of the change, which says that the worker is still busy.
-    let (second, third) = tokio::join!(finished(&world, "second"), finished(&world, "third"));
+    let (second, third) = tokio::join!(finished(&env, "second"), finished(&env, "third"));
     let started = |job: &SyncJob| job.status.as_ref().unwrap().start_time.as_ref().unwrap().0;
     assert!(started(&third) < started(&second));
 }
@@ -168,57 +168,57 @@ async fn a_waiting_run_with_a_higher_priority_runs_first() {
 /// Scenario 21 of the fault list, with the next two.
 #[tokio::test]
 async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&["--resync-interval", "1h"]);
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&["--resync-interval", "1h"]);
     let mut spec = slow();
-    apply_job(&world, "run", spec.clone()).await;
-    wait_for_stamps(&world).await;
-    world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
-    let done = wait_until_idle(&world).await;
+    apply_job(&env, "run", spec.clone()).await;
+    wait_for_stamps(&env).await;
+    env.jobs().delete("run", &DeleteParams::background()).await.unwrap();
+    let done = wait_until_idle(&env).await;
     assert!(done < USERS as u64, "the run was stopped before its end");
-    wait_until_removed(&world).await;
+    wait_until_removed(&env).await;
 
     spec["target"] = json!({"lastSyncedField": "again"});
-    apply_once(&world, "users", spec).await;
+    apply_once(&env, "users", spec).await;
     let name = eventually("its run has a status", async || {
-        let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
+        let jobs = env.jobs().list(&ListParams::default()).await.ok()?.items;
         jobs.iter().find(|job| job.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Running))).cloned()
     })
     .await
     .name_any();
-    world.schedules().delete("users", &DeleteParams::background()).await.unwrap();
-    eventually("its SyncJob is deleted", async || world.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
+    env.schedules().delete("users", &DeleteParams::background()).await.unwrap();
+    eventually("its SyncJob is deleted", async || env.jobs().get_opt(&name).await.unwrap().is_none().then_some(()))
         .await;
-    wait_until_removed(&world).await;
-    assert!(wait_until_idle(&world).await < done + USERS as u64, "its run was stopped before its end");
+    wait_until_removed(&env).await;
+    assert!(wait_until_idle(&env).await < done + USERS as u64, "its run was stopped before its end");
 }
 
 /// Waits until no run is left in the queue, ended or not.
-pub async fn wait_until_removed(world: &TestEnv) {
-    eventually("nothing of the run is in Redis", async || runs_in_redis(world).await.is_empty().then_some(())).await;
+pub async fn wait_until_removed(env: &TestEnv) {
+    eventually("nothing of the run is in Redis", async || runs_in_redis(env).await.is_empty().then_some(())).await;
 }
 
 /// The uids of all runs in the queue, ended or not.
-pub async fn runs_in_redis(world: &TestEnv) -> Vec<String> {
-    let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
+pub async fn runs_in_redis(env: &TestEnv) -> Vec<String> {
+    let client = redis::Client::open(env.servers.redis.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let prefix = format!("{{sync:{}}}:run:", world.name);
+    let prefix = format!("{{sync:{}}}:run:", env.name);
     let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{prefix}*")).query_async(&mut connection).await.unwrap();
     keys.iter().map(|key| key[prefix.len()..].to_owned()).collect()
 }
 
 #[tokio::test]
 async fn a_finished_run_ignores_changes_of_its_spec() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    let before = finished(&world, "run").await.status;
-    patch(&world, "run", json!({"cancelled": true, "suspended": true, "priority": 3})).await;
-    apply_job(&world, "next", json!({"syncType": "Full"})).await;
-    finished(&world, "next").await;
-    let jobs: Api<SyncJob> = world.jobs();
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
+    let before = finished(&env, "run").await.status;
+    patch(&env, "run", json!({"cancelled": true, "suspended": true, "priority": 3})).await;
+    apply_job(&env, "next", json!({"syncType": "Full"})).await;
+    finished(&env, "next").await;
+    let jobs: Api<SyncJob> = env.jobs();
     let after = jobs.get("run").await.unwrap();
     assert!(is_finished(&after));
     assert_eq!(after.status, before);
@@ -226,19 +226,19 @@ async fn a_finished_run_ignores_changes_of_its_spec() {
 
 #[tokio::test]
 async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&[]);
-    let schedules = world.schedules();
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&[]);
+    let schedules = env.schedules();
     for (name, params) in [("foreground", DeleteParams::foreground()), ("orphan", DeleteParams::orphan())] {
         let mut spec = slow();
         spec["target"] = json!({"lastSyncedField": name});
         if name == "orphan" {
             spec["batchSize"] = json!(5);
         }
-        apply_once(&world, name, spec).await;
+        apply_once(&env, name, spec).await;
         let job = eventually("its run has a status", async || {
-            let jobs = world.jobs().list(&ListParams::default()).await.ok()?.items;
+            let jobs = env.jobs().list(&ListParams::default()).await.ok()?.items;
             jobs.into_iter().find(|job| job.name_any().starts_with(name) && job.status.is_some())
         })
         .await
@@ -246,13 +246,13 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
         schedules.delete(name, &params).await.unwrap();
         eventually("it is gone", async || schedules.get_opt(name).await.unwrap().is_none().then_some(())).await;
         if name == "orphan" {
-            let job = finished(&world, &job).await;
+            let job = finished(&env, &job).await;
             assert!(is_complete(&job));
             assert_eq!(job.status.unwrap().counts.unwrap().updated, i64::from(USERS));
         } else {
-            assert!(world.jobs().get_opt(&job).await.unwrap().is_none());
-            wait_until_removed(&world).await;
-            let users = world.count(doc! {"foreground": {"$type": "date"}}).await;
+            assert!(env.jobs().get_opt(&job).await.unwrap().is_none());
+            wait_until_removed(&env).await;
+            let users = env.count(doc! {"foreground": {"$type": "date"}}).await;
             assert!(users < USERS as u64, "the run was stopped before its end");
         }
     }
@@ -260,23 +260,23 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
 
 #[tokio::test]
 async fn a_new_job_of_the_same_name_has_nothing_of_the_old_one() {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&["--status-interval", "100ms"]);
-    apply_job(&world, "run", slow()).await;
-    wait_for_stamps(&world).await;
-    world.jobs().delete("run", &DeleteParams::background()).await.unwrap();
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&["--status-interval", "100ms"]);
+    apply_job(&env, "run", slow()).await;
+    wait_for_stamps(&env).await;
+    env.jobs().delete("run", &DeleteParams::background()).await.unwrap();
     let spec = json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": 100}}, "lastSyncedField": "again"}});
-    let uid = apply_job(&world, "run", spec).await.uid();
-    let job = finished(&world, "run").await;
-    wait_until_idle(&world).await;
-    let after = world.jobs().get("run").await.unwrap();
+    let uid = apply_job(&env, "run", spec).await.uid();
+    let job = finished(&env, "run").await;
+    wait_until_idle(&env).await;
+    let after = env.jobs().get("run").await.unwrap();
     assert_eq!((&after.uid(), &after.status), (&uid, &job.status), "it gets nothing of the old run");
     let status = job.status.unwrap();
     let counts = status.counts.unwrap();
     assert_eq!((counts.total, counts.processed, counts.updated), (100, 100, 100));
     assert!(status.start_time.unwrap().0.as_second() >= job.metadata.creation_timestamp.unwrap().0.as_second());
-    let old = world.count(doc! {"lastSynced": {"$type": "date"}}).await;
+    let old = env.count(doc! {"lastSynced": {"$type": "date"}}).await;
     assert!(old < USERS as u64, "the old run was stopped before its end");
-    eventually("only the new run is known", async || (runs_in_redis(&world).await.len() == 1).then_some(())).await;
+    eventually("only the new run is known", async || (runs_in_redis(&env).await.len() == 1).then_some(())).await;
 }

@@ -122,11 +122,11 @@ impl RequestLimit {
 }
 
 /// Starts an operator with proxies before all its servers, and waits until it leads.
-pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, args: &[&str]) -> Operator {
+pub async fn start_leader_behind(limit: &Arc<RequestLimit>, env: &TestEnv, args: &[&str]) -> Operator {
     let servers = limit.before(&Servers::shared()).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
-    let operator = world.operator_on(&servers, "all", &[&http, args].concat());
+    let operator = env.operator_on(&servers, "all", &[&http, args].concat());
     eventually("the operator leads", async || {
         let (_, body) = get(port, "/readyz").await?;
         let readiness: Value = serde_json::from_str(&body).ok()?;
@@ -137,9 +137,9 @@ pub async fn start_leader_behind(limit: &Arc<RequestLimit>, world: &TestEnv, arg
     operator
 }
 
-async fn wait_for_success(world: &TestEnv) -> SyncSchedule {
+async fn wait_for_success(env: &TestEnv) -> SyncSchedule {
     eventually("the run succeeded", async || {
-        let schedule = world.schedules().get("users").await.ok()?;
+        let schedule = env.schedules().get("users").await.ok()?;
         (schedule.status.as_ref()?.runs.succeeded >= 1).then_some(schedule)
     })
     .await
@@ -147,28 +147,28 @@ async fn wait_for_success(world: &TestEnv) -> SyncSchedule {
 
 /// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
-    let world = TestEnv::new().await;
-    world.seed(USERS, 1).await;
+    let env = TestEnv::new().await;
+    env.seed(USERS, 1).await;
     let limit = RequestLimit::new();
-    let mut first = start_leader_behind(&limit, &world, &["--lease-duration", "1s"]).await;
+    let mut first = start_leader_behind(&limit, &env, &["--lease-duration", "1s"]).await;
 
     limit.allow(requests);
     let spec =
         json!({"suspended": true, "jobTemplate": {"spec": {"syncType": "Full", "batchSize": 5, "parallelism": 2}}});
     let mut schedule = SyncSchedule::new("users", serde_json::from_value(spec).unwrap());
     schedule.annotations_mut().insert("sync.codex.dev/trigger".to_owned(), "once".to_owned());
-    world.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
+    env.schedules().create(&kube::api::PostParams::default(), &schedule).await.unwrap();
     let used = select! {
         () = limit.cut.notified() => requests,
-        _ = wait_for_success(&world) => limit.passed(requests),
+        _ = wait_for_success(&env) => limit.passed(requests),
     };
     first.kill();
 
-    let (_second, _) = world.all(&["--lease-duration", "1s"]);
-    let runs = wait_for_success(&world).await.status.unwrap().runs;
+    let (_second, _) = env.all(&["--lease-duration", "1s"]);
+    let runs = wait_for_success(&env).await.status.unwrap().runs;
     let at = format!("killed after {used} requests");
     assert_eq!((runs.total, runs.succeeded, runs.failed, runs.skipped), (1, 1, 0, 0), "{at}");
-    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(jobs.len(), 1, "{at}: {:?}", jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>());
     assert!(is_complete(&jobs[0]), "{at}");
     let status = jobs[0].status.clone().unwrap();
@@ -178,8 +178,8 @@ async fn round(requests: usize) -> usize {
     assert_eq!(actual, (users, users, users - 1, 0, 1, Some(100)), "{at}");
     assert_eq!((status.attempts, status.failures.len()), (Some(0), 1), "{at}: a crash costs no attempt");
     let start = DateTime::from_millis(status.start_time.unwrap().0.as_millisecond());
-    assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64 - 1, "{at}");
-    world.database.drop().await.unwrap();
+    assert_eq!(env.count(doc! {"lastSynced": start}).await, USERS as u64 - 1, "{at}");
+    env.database.drop().await.unwrap();
     used
 }
 
@@ -197,13 +197,13 @@ const LISTED: (usize, i32) = (3, 12);
 /// Kills the operator after a number of requests for a run that is held, approved and then marks documents, lets
 /// another operator continue, and returns how many requests there were.
 async fn held_round(requests: usize) -> usize {
-    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(LISTED.0).await);
-    let state = confirmed(&world.name, "people");
-    let users = world.database.collection("users");
+    let (env, upstream) = (TestEnv::new().await, Upstream::with_people(LISTED.0).await);
+    let state = confirmed(&env.name, "people");
+    let users = env.database.collection("users");
     users.insert_many((0..LISTED.1).map(|id| doc! {"_id": id, "_sync": state.clone()})).await.unwrap();
     let limit = RequestLimit::new();
     let allowed = [&["--lease-duration", "1s"][..], &ALLOWED].concat();
-    let mut first = start_leader_behind(&limit, &world, &allowed).await;
+    let mut first = start_leader_behind(&limit, &env, &allowed).await;
 
     limit.allow(requests);
     let fields = json!({
@@ -211,38 +211,38 @@ async fn held_round(requests: usize) -> usize {
         "batching": "Pages", "pagination": {"by": "Number"}, "onMissing": "Mark",
     });
     let spec = json!({"syncType": "Full", "batchSize": 2, "source": source("rest", &fields)});
-    apply_job(&world, "users", spec).await;
+    apply_job(&env, "users", spec).await;
     let used = select! {
         () = limit.cut.notified() => requests,
-        () = approve_when_held(&world) => limit.passed(requests),
+        () = approve_when_held(&env) => limit.passed(requests),
     };
     first.kill();
 
-    let (_second, _) = world.all(&allowed);
-    approve_when_held(&world).await;
+    let (_second, _) = env.all(&allowed);
+    approve_when_held(&env).await;
     let at = format!("killed after {used} requests");
-    let job = world.jobs().get("users").await.unwrap();
+    let job = env.jobs().get("users").await.unwrap();
     assert!(is_complete(&job), "{at}: {:?}", job.status);
     let left = u64::from(LISTED.1.unsigned_abs()) - LISTED.0 as u64;
-    assert_eq!(world.count(doc! {"missingSince": {"$type": "date"}}).await, left, "{at}");
+    assert_eq!(env.count(doc! {"missingSince": {"$type": "date"}}).await, left, "{at}");
     assert_eq!(job.status.unwrap().counts.unwrap().marked, Some(left as i64), "{at}");
-    world.database.drop().await.unwrap();
+    env.database.drop().await.unwrap();
     used
 }
 
 /// Approves the run when it is held, and waits until it has ended.
-async fn approve_when_held(world: &TestEnv) {
+async fn approve_when_held(env: &TestEnv) {
     let number = eventually("the run is held", async || {
-        let status = world.jobs().get("users").await.ok()?.status?;
+        let status = env.jobs().get("users").await.ok()?.status?;
         let is_held = status.phase == Some(Phase::Held) || has_ended(&status);
         status.counts.filter(|_| is_held).map(|counts| counts.held.unwrap_or(0))
     })
     .await;
     let approval = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: number.to_string()}}});
     if number > 0 {
-        world.jobs().patch("users", &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
+        env.jobs().patch("users", &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
     }
-    finished(world, "users").await;
+    finished(env, "users").await;
 }
 
 /// The kill is after every fifth request, from one of the first five on. `EVERY=1` tests each request.

@@ -17,36 +17,36 @@ const JOB: &str = "SyncJob";
 const SCHEDULE: &str = "SyncSchedule";
 const ALERT: &str = "SyncAlert";
 
-fn api(world: &TestEnv, kind: &str) -> (Api<DynamicObject>, ApiResource) {
+fn api(env: &TestEnv, kind: &str) -> (Api<DynamicObject>, ApiResource) {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("sync.codex.dev", "v1alpha1", kind));
-    (Api::namespaced_with(world.client.clone(), &world.name, &resource), resource)
+    (Api::namespaced_with(env.client.clone(), &env.name, &resource), resource)
 }
 
-async fn create(world: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
-    let (api, resource) = api(world, kind);
+async fn create(env: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+    let (api, resource) = api(env, kind);
     let object = DynamicObject::new(name, &resource).data(json!({"spec": spec}));
     api.create(&PostParams::default(), &object).await
 }
 
-async fn assert_refused(world: &TestEnv, kind: &str, spec: Value, field: &str, advice: &str) {
-    let error = create(world, kind, "refused", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
+async fn assert_refused(env: &TestEnv, kind: &str, spec: Value, field: &str, advice: &str) {
+    let error = create(env, kind, "refused", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
     let error = error.to_string();
     assert!(error.contains(field) && error.contains(advice), "{spec} should name {field} and {advice}: {error}");
 }
 
 /// Asserts that a SyncJob with this spec, and a SyncSchedule with this template, are refused.
-async fn assert_both_refuse(world: &TestEnv, spec: &Value, field: &str, advice: &str) {
+async fn assert_both_refuse(env: &TestEnv, spec: &Value, field: &str, advice: &str) {
     let below = format!("spec.{}", field.split('.').next().unwrap());
-    assert_refused(world, JOB, spec.clone(), field, advice).await;
-    assert_refused(world, JOB, spec.clone(), &below, advice).await;
+    assert_refused(env, JOB, spec.clone(), field, advice).await;
+    assert_refused(env, JOB, spec.clone(), &below, advice).await;
     let template = json!({"jobTemplate": {"spec": spec}});
-    assert_refused(world, SCHEDULE, template.clone(), field, advice).await;
-    assert_refused(world, SCHEDULE, template, &format!("spec.jobTemplate.{below}"), advice).await;
+    assert_refused(env, SCHEDULE, template.clone(), field, advice).await;
+    assert_refused(env, SCHEDULE, template, &format!("spec.jobTemplate.{below}"), advice).await;
 }
 
 #[tokio::test]
 async fn a_wrong_schedule_is_refused_with_field_and_fix() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let zone = |zone: &str| json!({"schedule": "0 * * * *", "timeZone": zone});
     for (spec, field, advice) in [
         (json!({"interval": "5m", "schedule": "* * * * *"}), "interval and schedule", "keep one of them"),
@@ -79,21 +79,21 @@ async fn a_wrong_schedule_is_refused_with_field_and_fix() {
         (json!({"failureThreshold": 0}), "failureThreshold", "from 1 to 100"),
         (json!({"maxActive": 0}), "maxActive", "from 1 to 1000"),
     ] {
-        assert_refused(&world, SCHEDULE, spec, field, advice).await;
+        assert_refused(&env, SCHEDULE, spec, field, advice).await;
     }
 }
 
 #[tokio::test]
 async fn a_schedules_name_has_at_most_52_characters() {
-    let world = TestEnv::new().await;
-    let error = create(&world, SCHEDULE, &"a".repeat(53), json!({})).await.unwrap_err().to_string();
+    let env = TestEnv::new().await;
+    let error = create(&env, SCHEDULE, &"a".repeat(53), json!({})).await.unwrap_err().to_string();
     assert!(error.contains("metadata.name") && error.contains("at most 52 characters"), "{error}");
-    create(&world, SCHEDULE, &"a".repeat(52), json!({})).await.unwrap();
+    create(&env, SCHEDULE, &"a".repeat(52), json!({})).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let filter = |filter: Value| json!({"target": {"filter": filter}});
     for (spec, field, advice) in [
         (json!({"type": "Robot"}), "type", "\"User\""),
@@ -134,7 +134,7 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (filter(json!({"$nor": [{"a": 1}, {"$and": [{"$where": "1"}]}]})), "target.filter", "query operators such as"),
         (filter(json!("all")), "target.filter", "object"),
     ] {
-        assert_both_refuse(&world, &spec, field, advice).await;
+        assert_both_refuse(&env, &spec, field, advice).await;
     }
 }
 
@@ -146,7 +146,7 @@ fn with(mut whole: Value, part: &Value) -> Value {
 
 #[tokio::test]
 async fn a_wrong_source_is_refused_with_its_field_and_fix() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
     let source = |part: Value| json!({"source": support::source("graphQL", &with(graph_ql(), &part))});
     let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), &part);
@@ -205,13 +205,13 @@ async fn a_wrong_source_is_refused_with_its_field_and_fix() {
         (both(json!({"to": "$set"})), "mapping[0].to", "without $"),
         (both(json!({"type": "Text"})), "mapping[0].type", "\"ObjectId\""),
     ] {
-        assert_both_refuse(&world, &spec, field, advice).await;
+        assert_both_refuse(&env, &spec, field, advice).await;
     }
 }
 
 #[tokio::test]
 async fn a_wrong_rest_source_is_refused_with_its_field_and_fix() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
     let rest = |part: Value| {
         let whole = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
@@ -267,7 +267,7 @@ async fn a_wrong_rest_source_is_refused_with_its_field_and_fix() {
         (rest(json!({"resultPath": "users"})), "source.rest.resultPath", "such as /users"),
         (rest(json!({"timeout": "1h"})), "source.timeout", "to 10m"),
     ] {
-        assert_both_refuse(&world, &spec, field, advice).await;
+        assert_both_refuse(&env, &spec, field, advice).await;
     }
 }
 
@@ -337,8 +337,8 @@ fn full_job() -> Value {
 
 #[tokio::test]
 async fn a_full_spec_is_stored_as_written() {
-    let world = TestEnv::new().await;
-    let job = create(&world, JOB, "job", full_job()).await.unwrap();
+    let env = TestEnv::new().await;
+    let job = create(&env, JOB, "job", full_job()).await.unwrap();
     assert_eq!(job.data["spec"], full_job());
     let rest = json!({
         "suspended": true,
@@ -363,14 +363,14 @@ async fn a_full_spec_is_stored_as_written() {
     ] {
         let mut spec = rest.clone();
         spec.as_object_mut().unwrap().extend(timing.as_object().unwrap().clone());
-        let schedule = create(&world, SCHEDULE, name, spec.clone()).await.unwrap();
+        let schedule = create(&env, SCHEDULE, name, spec.clone()).await.unwrap();
         assert_eq!(schedule.data["spec"], spec);
     }
 }
 
 #[tokio::test]
 async fn a_minimal_source_gets_every_documented_default() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let common = json!({
         "adopt": false, "concurrency": 8, "upsert": false, "keyPath": "/id", "keyType": "Any", "onMissing": "Fail",
         "missing": {"field": "missingSince"}, "requestRetries": 5, "timeout": "30s",
@@ -387,7 +387,7 @@ async fn a_minimal_source_gets_every_documented_default() {
         ("link", rest("https://a/{first}", walk(json!({"by": "Link"}))), json!({"rest": {"resultPath": ""}})),
     ] {
         let spec = json!({"syncType": "Full", "source": source});
-        let stored = create(&world, JOB, name, spec.clone()).await.unwrap().data["spec"].clone();
+        let stored = create(&env, JOB, name, spec.clone()).await.unwrap().data["spec"].clone();
         assert_contains(&stored, &spec, name);
         assert_contains(&stored["source"], &with(common.clone(), &defaults), name);
     }
@@ -395,7 +395,7 @@ async fn a_minimal_source_gets_every_documented_default() {
 
 #[tokio::test]
 async fn an_empty_spec_gets_every_documented_default() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let defaults = json!({
         "type": "User",
         "syncType": "Incremental",
@@ -414,10 +414,10 @@ async fn an_empty_spec_gets_every_documented_default() {
         "target": {"keyField": "_id", "lastSyncedField": "lastSynced"},
     });
     for (name, spec) in [("empty", json!({})), ("parts", json!({"backoff": {}, "failurePolicy": {}, "target": {}}))] {
-        let job = create(&world, JOB, name, spec).await.unwrap();
+        let job = create(&env, JOB, name, spec).await.unwrap();
         assert_eq!(job.data["spec"], defaults);
     }
-    let schedule = create(&world, SCHEDULE, "schedule", json!({})).await.unwrap();
+    let schedule = create(&env, SCHEDULE, "schedule", json!({})).await.unwrap();
     assert_eq!(
         schedule.data["spec"],
         json!({
@@ -434,22 +434,22 @@ async fn an_empty_spec_gets_every_documented_default() {
     );
 }
 
-async fn patch(world: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
+async fn patch(env: &TestEnv, kind: &str, name: &str, spec: Value) -> kube::Result<DynamicObject> {
     let patch = Patch::Merge(json!({"spec": spec}));
-    api(world, kind).0.patch(name, &PatchParams::default(), &patch).await
+    api(env, kind).0.patch(name, &PatchParams::default(), &patch).await
 }
 
 #[tokio::test]
 async fn only_four_fields_of_a_job_can_be_changed() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let spec = json!({
         "staleAfter": "5m",
         "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}},
         "source": {"graphQL": {"endpoint": "https://gitlab.com/", "query": "q", "resultPath": "/data", "variables": {"a": 1}}},
         "mapping": [{"from": "/name", "to": "name"}],
     });
-    let mut before = create(&world, JOB, "job", spec).await.unwrap().data;
-    create(&world, JOB, "bare", json!({})).await.unwrap();
+    let mut before = create(&env, JOB, "job", spec).await.unwrap().data;
+    create(&env, JOB, "bare", json!({})).await.unwrap();
     let nothing = Value::Null;
     for (spec, field) in [
         (json!({"type": "Issue"}), "type"),
@@ -483,7 +483,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
         (json!({"mapping": [{"from": "/other", "to": "name"}]}), "mapping"),
         (json!({"mapping": nothing}), "mapping"),
     ] {
-        let error = patch(&world, JOB, "job", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
+        let error = patch(&env, JOB, "job", spec.clone()).await.err().unwrap_or_else(|| panic!("accepted: {spec}"));
         let error = error.to_string();
         let message = format!("spec.{field} cannot be changed: delete this SyncJob and create a new one");
         assert!(error.contains(&message), "{spec}: {error}");
@@ -491,7 +491,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
     for (spec, field) in
         [(json!({"staleAfter": "1m"}), "staleAfter"), (json!({"target": {"filter": {"state": "active"}}}), "target")]
     {
-        let error = patch(&world, JOB, "bare", spec).await.unwrap_err().to_string();
+        let error = patch(&env, JOB, "bare", spec).await.unwrap_err().to_string();
         assert!(error.contains(&format!("spec.{field} cannot be changed")), "added: {error}");
     }
     for spec in [
@@ -500,35 +500,35 @@ async fn only_four_fields_of_a_job_can_be_changed() {
         json!({"ttlAfterFinished": nothing}),
         json!({"cancelled": true}),
     ] {
-        patch(&world, JOB, "job", spec).await.unwrap();
+        patch(&env, JOB, "job", spec).await.unwrap();
     }
     before["spec"]
         .as_object_mut()
         .unwrap()
         .extend([("priority".to_owned(), json!(-5)), ("cancelled".to_owned(), json!(true))]);
-    assert_eq!(api(&world, JOB).0.get("job").await.unwrap().data["spec"], before["spec"]);
+    assert_eq!(api(&env, JOB).0.get("job").await.unwrap().data["spec"], before["spec"]);
 }
 
 #[tokio::test]
 async fn a_cancelled_job_stays_cancelled() {
-    let world = TestEnv::new().await;
-    create(&world, JOB, "job", json!({"cancelled": true})).await.unwrap();
+    let env = TestEnv::new().await;
+    create(&env, JOB, "job", json!({"cancelled": true})).await.unwrap();
     for spec in [json!({"cancelled": false}), json!({"cancelled": Value::Null})] {
-        let error = patch(&world, JOB, "job", spec).await.unwrap_err().to_string();
+        let error = patch(&env, JOB, "job", spec).await.unwrap_err().to_string();
         assert!(error.contains("spec.cancelled cannot be set back to false: create a new SyncJob"), "{error}");
     }
 }
 
 #[tokio::test]
 async fn every_field_of_a_schedule_can_be_changed() {
-    let world = TestEnv::new().await;
-    create(&world, SCHEDULE, "schedule", json!({"interval": "5m"})).await.unwrap();
+    let env = TestEnv::new().await;
+    create(&env, SCHEDULE, "schedule", json!({"interval": "5m"})).await.unwrap();
     for spec in [
         json!({"interval": "1h", "suspended": true, "concurrencyPolicy": "Allow", "catchUp": "None", "jitter": "5s"}),
         json!({"interval": Value::Null, "schedule": "0 * * * *", "timeZone": "Europe/Berlin"}),
         json!({"jobTemplate": {"spec": {"syncType": "Full", "batchSize": 7, "target": {"filter": {"a": 1}}}}}),
     ] {
-        patch(&world, SCHEDULE, "schedule", spec).await.unwrap();
+        patch(&env, SCHEDULE, "schedule", spec).await.unwrap();
     }
 }
 
@@ -539,7 +539,7 @@ fn condition(type_: &str) -> Value {
 
 #[tokio::test]
 async fn spec_and_status_are_written_separately() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let merge = PatchParams::default();
     let unseen = json!({"conditions": [{
         "type": "Ready", "status": "Unknown", "reason": "Pending", "message": "Not reconciled yet",
@@ -549,7 +549,7 @@ async fn spec_and_status_are_written_separately() {
         (JOB, json!({"phase": "Running", "progress": 40, "conditions": [condition("Reconciling")]}), None),
         (SCHEDULE, json!({"schedule": "20m", "activeCount": 1, "conditions": [condition("Ready")]}), Some(unseen)),
     ] {
-        let (api, resource) = api(&world, kind);
+        let (api, resource) = api(&env, kind);
         let data = json!({"spec": {"suspended": true}, "status": status});
         let created = api.create(&PostParams::default(), &DynamicObject::new("a", &resource).data(data)).await.unwrap();
         assert_eq!(created.data.get("status"), first.as_ref(), "{kind}");
@@ -569,10 +569,10 @@ async fn spec_and_status_are_written_separately() {
 
 #[tokio::test]
 async fn conditions_are_distinguished_by_their_type() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     for (kind, types) in [(JOB, ["Reconciling", "Stalled"]), (SCHEDULE, ["Ready", "Suspended"])] {
-        create(&world, kind, "a", json!({})).await.unwrap();
-        let (api, resource) = api(&world, kind);
+        create(&env, kind, "a", json!({})).await.unwrap();
+        let (api, resource) = api(&env, kind);
         let apply = async |manager: &str, conditions: Value| {
             let object = json!({
                 "apiVersion": resource.api_version,
@@ -599,8 +599,8 @@ async fn conditions_are_distinguished_by_their_type() {
 
 #[tokio::test]
 async fn short_names_and_the_category_are_known_to_kubectl() {
-    let world = TestEnv::new().await;
-    let resources = world.client.list_api_group_resources("sync.codex.dev/v1alpha1").await.unwrap().resources;
+    let env = TestEnv::new().await;
+    let resources = env.client.list_api_group_resources("sync.codex.dev/v1alpha1").await.unwrap().resources;
     for (plural, kind, short) in
         [("syncschedules", SCHEDULE, "ssched"), ("syncjobs", JOB, "sjob"), ("syncalerts", ALERT, "salert")]
     {
@@ -632,12 +632,12 @@ async fn kubectl_get_shows_the_documented_columns() {
 
 #[tokio::test]
 async fn jobs_can_be_listed_by_type() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     for (name, type_) in [("a", "User"), ("b", "Issue")] {
-        create(&world, JOB, name, json!({"type": type_})).await.unwrap();
+        create(&env, JOB, name, json!({"type": type_})).await.unwrap();
     }
     let issues = kube::api::ListParams::default().fields("spec.type=Issue");
-    let found = api(&world, JOB).0.list(&issues).await.unwrap();
+    let found = api(&env, JOB).0.list(&issues).await.unwrap();
     assert_eq!(found.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["b"]);
 }
 
@@ -683,7 +683,7 @@ fn assert_contains(whole: &Value, part: &Value, place: &str) {
 
 #[tokio::test]
 async fn a_wrong_alert_is_refused_with_field_and_fix() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let slack = || json!({"name": "a", "slack": {"urlSecretRef": {"name": "s", "key": "url"}}});
     let spec = |part: Value| with(json!({"when": [{"type": "RunFailed"}], "sinks": [slack()]}), &part);
     let sink = |part: Value| spec(json!({"sinks": [with(json!({"name": "a"}), &part)]}));
@@ -719,13 +719,13 @@ async fn a_wrong_alert_is_refused_with_field_and_fix() {
         (smtp(json!({"to": []})), "smtp.to", "at least 1"),
         (smtp(json!({"passwordSecretRef": entry})), "usernameSecretRef", "set both, or neither"),
     ] {
-        assert_refused(&world, ALERT, spec, field, advice).await;
+        assert_refused(&env, ALERT, spec, field, advice).await;
     }
 }
 
 #[tokio::test]
 async fn every_example_of_the_docs_is_accepted() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let mut count = 0;
     let references = ["docs/reference/syncschedule.md", "docs/reference/syncjob.md", "docs/reference/syncalert.md"];
     let guides = [
@@ -740,7 +740,7 @@ async fn every_example_of_the_docs_is_accepted() {
     for page in guides.into_iter().chain(references) {
         for (kind, spec) in examples(page) {
             count += 1;
-            let created = create(&world, kind, &format!("example-{count}"), spec.clone()).await;
+            let created = create(&env, kind, &format!("example-{count}"), spec.clone()).await;
             let created = created.unwrap_or_else(|error| panic!("{page}: {spec}: {error}"));
             assert_contains(&created.data["spec"], &spec, page);
         }

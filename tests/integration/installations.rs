@@ -22,12 +22,12 @@ fn condition(object: &Value, type_: &str) -> Option<Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_).cloned()
 }
 
-async fn schedule(world: &TestEnv) -> Value {
-    serde_json::to_value(world.schedules().get("users").await.unwrap()).unwrap()
+async fn schedule(env: &TestEnv) -> Value {
+    serde_json::to_value(env.schedules().get("users").await.unwrap()).unwrap()
 }
 
-async fn job(world: &TestEnv, name: &str) -> Value {
-    serde_json::to_value(world.jobs().get(name).await.unwrap()).unwrap()
+async fn job(env: &TestEnv, name: &str) -> Value {
+    serde_json::to_value(env.jobs().get(name).await.unwrap()).unwrap()
 }
 
 /// Waits for a condition with a reason, and returns its message.
@@ -40,14 +40,14 @@ async fn wait_for_condition(what: &str, type_: &str, reason: &str, mut read: imp
 }
 
 /// Runs `sync-operator adopt`.
-fn adopt(world: &TestEnv, queue: &str, args: &[&str]) -> Output {
+fn adopt(env: &TestEnv, queue: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sync-operator"))
         .arg("adopt")
         .args(args)
-        .env("KUBECONFIG", &world.servers.kubeconfig)
-        .env("REDIS_URL", &world.servers.redis)
-        .env("MONGODB_DATABASE", &world.name)
-        .env("WATCH_NAMESPACE", &world.name)
+        .env("KUBECONFIG", &env.servers.kubeconfig)
+        .env("REDIS_URL", &env.servers.redis)
+        .env("MONGODB_DATABASE", &env.name)
+        .env("WATCH_NAMESPACE", &env.name)
         .env("QUEUE_NAME", queue)
         .output()
         .unwrap()
@@ -90,129 +90,129 @@ async fn a_second_installation_on_a_queue_is_refused_until_adopt() {
     assert_eq!(second.count(doc! {"lastSynced": {"$exists": true}}).await, 10);
 }
 
-async fn uid(world: &TestEnv, name: &str) -> String {
-    world.jobs().get(name).await.unwrap().metadata.uid.unwrap()
+async fn uid(env: &TestEnv, name: &str) -> String {
+    env.jobs().get(name).await.unwrap().metadata.uid.unwrap()
 }
 
 #[tokio::test]
 async fn a_worker_of_another_database_leaves_runs_alone() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
-    let stranger = world.operator("worker", &["--mongodb-database", "another"]);
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let _controller = env.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
+    let stranger = env.operator("worker", &["--mongodb-database", "another"]);
     probe_port(&stranger).await;
-    apply_job(&world, "users", json!({"syncType": "Full"})).await;
+    apply_job(&env, "users", json!({"syncType": "Full"})).await;
     eventually("the worker logs the difference", async || {
         stranger.log().contains("difference=\"default database\"").then_some(())
     })
     .await;
-    eventually("the run is queued", async || (job(&world, "users").await["status"]["phase"] == "Queued").then_some(()))
+    eventually("the run is queued", async || (job(&env, "users").await["status"]["phase"] == "Queued").then_some(()))
         .await;
-    let _worker = world.operator("worker", &[]);
-    let job = finished(&world, "users").await;
+    let _worker = env.operator("worker", &[]);
+    let job = finished(&env, "users").await;
     assert!(is_complete(&job));
     assert_eq!((job.status.unwrap().counts.unwrap().updated, stranger.log().contains("run claimed")), (10, false));
 }
 
 #[tokio::test]
 async fn objects_of_another_installation_are_left_alone() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let lease = format!("default/sync-operator-{}", world.name);
-    let _first = world.operator("controller", &QUICK);
-    apply_schedule(&world, "users", json!({"interval": "24h", "immediate": true})).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let lease = format!("default/sync-operator-{}", env.name);
+    let _first = env.operator("controller", &QUICK);
+    apply_schedule(&env, "users", json!({"interval": "24h", "immediate": true})).await;
     eventually("the schedule has an owner", async || {
-        (schedule(&world).await["status"]["installation"] == lease.as_str()).then_some(())
+        (schedule(&env).await["status"]["installation"] == lease.as_str()).then_some(())
     })
     .await;
 
     // Another queue stands for another Redis.
-    let (queue, other) = (format!("{}-other", world.name), format!("{}-other", world.name));
-    allow_queue(&world.servers.redis, &world.name, &queue).await;
+    let (queue, other) = (format!("{}-other", env.name), format!("{}-other", env.name));
+    allow_queue(&env.servers.redis, &env.name, &queue).await;
     let second =
-        world.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
+        env.operator("controller", &[&QUICK[..], &["--queue-name", &queue, "--leader-lease-name", &other]].concat());
     let message =
-        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&world).await)
+        wait_for_condition("the schedule", "InstallationConflict", "OtherInstallation", async || schedule(&env).await)
             .await;
     assert!(message.contains(&lease) && message.contains(&other), "{message}");
-    apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&world, "by-hand").await));
-    trigger(&world, "again").await;
+    apply_job(&env, "by-hand", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&env, "by-hand").await));
+    trigger(&env, "again").await;
     eventually("two runs are complete", async || {
-        (schedule(&world).await["status"]["runs"]["succeeded"] == 2).then_some(())
+        (schedule(&env).await["status"]["runs"]["succeeded"] == 2).then_some(())
     })
     .await;
     assert!(!second.log().contains("run enqueued"), "{}", second.log());
 
-    let adopted = adopt(&world, &queue, &["--leader-lease-name", &other]);
+    let adopted = adopt(&env, &queue, &["--leader-lease-name", &other]);
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
     assert!(adopted.status.success() && said.contains("SyncSchedule"), "{said}");
-    trigger(&world, "adopted").await;
+    trigger(&env, "adopted").await;
     eventually("the other installation continues", async || {
-        let status = schedule(&world).await["status"].take();
+        let status = schedule(&env).await["status"].take();
         (status["runs"]["succeeded"] == 3 && second.log().contains("run completed")).then_some(())
     })
     .await;
 }
 
-async fn trigger(world: &TestEnv, token: &str) {
+async fn trigger(env: &TestEnv, token: &str) {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}}));
-    world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
+    env.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
     for old_controller in [false, true] {
-        let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-        world.seed(10, 0).await;
+        let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+        env.seed(10, 0).await;
         let lacking = [("SYNC_OPERATOR_LACKS", "source")];
         let controller = [&QUICK[..], &["--workers", "0"]].concat();
-        let _controller = world.operator_with("controller", &controller, if old_controller { &lacking } else { &[] });
-        let old = world.operator_with("worker", &ALLOWED, &lacking);
+        let _controller = env.operator_with("controller", &controller, if old_controller { &lacking } else { &[] });
+        let old = env.operator_with("worker", &ALLOWED, &lacking);
         let source = source("rest", &json!({"endpoint": upstream.rest("/users/{id}"), "batching": "PerUser"}));
         let mapping = json!([{"from": "/name", "to": "name", "type": "String"}]);
-        apply_job(&world, "newer", json!({"syncType": "Full", "source": source, "mapping": mapping})).await;
-        apply_job(&world, "plain", json!({"syncType": "Full"})).await;
-        assert!(is_complete(&finished(&world, "plain").await), "the old worker completes a run without newer fields");
+        apply_job(&env, "newer", json!({"syncType": "Full", "source": source, "mapping": mapping})).await;
+        apply_job(&env, "plain", json!({"syncType": "Full"})).await;
+        assert!(is_complete(&finished(&env, "plain").await), "the old worker completes a run without newer fields");
         let message =
-            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&world, "newer").await)
+            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&env, "newer").await)
                 .await;
         assert!(message.contains("level 2"), "{message}");
         assert_eq!(old.log().contains("lacking=\"spec.source\""), old_controller, "{}", old.log());
         assert_eq!(upstream.requests(), 0);
 
-        let _newer = world.operator("worker", &ALLOWED);
-        let job: SyncJob = finished(&world, "newer").await;
+        let _newer = env.operator("worker", &ALLOWED);
+        let job: SyncJob = finished(&env, "newer").await;
         let status = job.status.clone().unwrap();
         assert!(is_complete(&job) && status.attempts == Some(0) && status.recoveries == Some(0), "{status:?}");
-        assert_eq!(world.count(doc! {"name": {"$exists": true}}).await, 10);
+        assert_eq!(env.count(doc! {"name": {"$exists": true}}).await, 10);
     }
 }
 
 #[tokio::test]
 async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
-    let world = TestEnv::new().await;
-    let _controller = world.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
+    let env = TestEnv::new().await;
+    let _controller = env.operator("controller", &[&QUICK[..], &["--workers", "0"]].concat());
     for name in ["cancelled", "deleted"] {
-        apply_job(&world, name, json!({"syncType": "Full"})).await;
-        let uid = uid(&world, name).await;
-        eventually("the run is in the queue", async || world.queue().get(&uid).await.unwrap()).await;
-        let mut redis = redis::Client::open(world.servers.redis.as_str())
+        apply_job(&env, name, json!({"syncType": "Full"})).await;
+        let uid = uid(&env, name).await;
+        eventually("the run is in the queue", async || env.queue().get(&uid).await.unwrap()).await;
+        let mut redis = redis::Client::open(env.servers.redis.as_str())
             .unwrap()
             .get_multiplexed_async_connection()
             .await
             .unwrap();
-        let key = format!("{{sync:{}}}:run:{uid}", world.name);
+        let key = format!("{{sync:{}}}:run:{uid}", env.name);
         redis::cmd("HSET").arg(key).arg("format").arg(9).exec_async(&mut redis).await.unwrap();
     }
-    let worker = world.operator("worker", &[]);
-    wait_for_condition("it", "Reconciling", "NewerWorkerNeeded", async || job(&world, "cancelled").await).await;
-    let uid = uid(&world, "deleted").await;
-    world.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
-    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    let worker = env.operator("worker", &[]);
+    wait_for_condition("it", "Reconciling", "NewerWorkerNeeded", async || job(&env, "cancelled").await).await;
+    let uid = uid(&env, "deleted").await;
+    env.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
+    eventually("the run is removed", async || env.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
     let patch = Patch::Merge(json!({"spec": {"cancelled": true}}));
-    world.jobs().patch("cancelled", &PatchParams::default(), &patch).await.unwrap();
-    let status = finished(&world, "cancelled").await.status.unwrap();
+    env.jobs().patch("cancelled", &PatchParams::default(), &patch).await.unwrap();
+    let status = finished(&env, "cancelled").await.status.unwrap();
     assert!(status.conditions.iter().any(|condition| condition.reason == "Cancelled"), "{status:?}");
     assert!(!worker.log().contains("run claimed"));
 }

@@ -30,19 +30,19 @@ fn plural(kind: &str) -> &'static str {
 }
 
 /// The answer of the API server to a dry run of the creation of a manifest.
-async fn created(world: &TestEnv, kind: &str, text: &str) -> Result<Value, String> {
-    post(world, kind, text, "dryRun=All&fieldValidation=Strict").await
+async fn created(env: &TestEnv, kind: &str, text: &str) -> Result<Value, String> {
+    post(env, kind, text, "dryRun=All&fieldValidation=Strict").await
 }
 
 /// True when the API server refuses to store an object for its resourceVersion, which a dry run does not check.
-async fn is_refused_when_stored(world: &TestEnv, kind: &str, text: &str) -> bool {
-    post(world, kind, text, "fieldValidation=Strict").await.is_err_and(|error| error.contains("resourceVersion"))
+async fn is_refused_when_stored(env: &TestEnv, kind: &str, text: &str) -> bool {
+    post(env, kind, text, "fieldValidation=Strict").await.is_err_and(|error| error.contains("resourceVersion"))
 }
 
-async fn post(world: &TestEnv, kind: &str, text: &str, query: &str) -> Result<Value, String> {
-    let path = format!("/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?{query}", world.name, plural(kind));
+async fn post(env: &TestEnv, kind: &str, text: &str, query: &str) -> Result<Value, String> {
+    let path = format!("/apis/sync.codex.dev/v1alpha1/namespaces/{}/{}?{query}", env.name, plural(kind));
     let request = http::Request::post(path).header("content-type", "application/yaml").body(text.as_bytes().to_vec());
-    world.client.request::<Value>(request.unwrap()).await.map_err(|error| error.to_string())
+    env.client.request::<Value>(request.unwrap()).await.map_err(|error| error.to_string())
 }
 
 fn errors(text: &str) -> Vec<Finding> {
@@ -60,7 +60,7 @@ fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
 }
 
 /// True when the API server takes an object that the operator refuses.
-async fn is_refused_later(world: &TestEnv, kind: &str, object: &Value) -> bool {
+async fn is_refused_later(env: &TestEnv, kind: &str, object: &Value) -> bool {
     match kind {
         "SyncJob" => is_refused_by_a_worker(&typed::<SyncJob>(object).spec),
         "SyncSchedule" => {
@@ -71,7 +71,7 @@ async fn is_refused_later(world: &TestEnv, kind: &str, object: &Value) -> bool {
             let job = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": metadata, "spec": template["spec"]});
             Parsed::new(&schedule.spec).is_err()
                 || is_refused_by_a_worker(&schedule.spec.job_template.spec)
-                || created(world, "SyncJob", &job.to_string()).await.is_err()
+                || created(env, "SyncJob", &job.to_string()).await.is_err()
         }
         _ => {
             let alert: SyncAlert = typed(object);
@@ -91,7 +91,7 @@ struct Compared {
     difference: Option<String>,
 }
 
-async fn compare(world: &TestEnv, kind: &str, text: &str) -> Compared {
+async fn compare(env: &TestEnv, kind: &str, text: &str) -> Compared {
     let parsed = parse("a.yaml", text);
     let is_valid = parsed.findings.iter().all(|finding| finding.level == Severity::Warning);
     // kubectl sends nothing for an empty document, and sends an object of another kind elsewhere.
@@ -99,11 +99,11 @@ async fn compare(world: &TestEnv, kind: &str, text: &str) -> Compared {
     {
         return Compared { is_valid, difference: None };
     }
-    let created = created(world, kind, text).await;
+    let created = created(env, kind, text).await;
     let agrees = match &created {
         Err(_) => !is_valid,
         Ok(_) if is_valid => true,
-        Ok(object) => is_refused_later(world, kind, object).await || is_refused_when_stored(world, kind, text).await,
+        Ok(object) => is_refused_later(env, kind, object).await || is_refused_when_stored(env, kind, text).await,
     };
     let describe = || format!("{text}\nthe API server: {created:?}\nlint: {:#?}\n", parsed.findings);
     Compared { is_valid, difference: (!agrees).then(describe) }
@@ -172,25 +172,25 @@ fn rule_cases() -> RuleCases {
 
 #[tokio::test]
 async fn samples_are_valid_for_both() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     for (kind, text) in samples() {
-        created(&world, &kind, &text).await.unwrap();
+        created(&env, &kind, &text).await.unwrap();
         assert_eq!(errors(&text), [], "{text}");
     }
 }
 
 #[tokio::test]
 async fn each_broken_rule_has_the_message_of_the_api_server() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let RuleCases { broken, valid } = rule_cases();
     for (kind, object) in valid {
         let text = object.to_string();
-        created(&world, &kind, &text).await.unwrap();
+        created(&env, &kind, &text).await.unwrap();
         assert_eq!(errors(&text), [], "{text}");
     }
     for (kind, object) in broken {
         let text = object.to_string();
-        let refusal = created(&world, &kind, &text).await.unwrap_err();
+        let refusal = created(&env, &kind, &text).await.unwrap_err();
         let found = errors(&text);
         assert!(!found.is_empty(), "{text}: {refusal}");
         for finding in found {
@@ -205,7 +205,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[tokio::test]
 async fn verdicts_on_mutations_are_those_of_the_api_server() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let seed = number("SEED", rand::random());
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -214,7 +214,7 @@ async fn verdicts_on_mutations_are_those_of_the_api_server() {
     sources.extend(valid.map(|(kind, object)| (kind, serde_yaml_ng::to_string(&object).unwrap())));
     let mutations: Vec<_> = (0..number("MUTATIONS", 500)).map(|_| mutation::any(&sources, &mut random)).collect();
     let compared: Vec<Compared> =
-        stream::iter(&mutations).map(|(kind, text)| compare(&world, kind, text)).buffer_unordered(8).collect().await;
+        stream::iter(&mutations).map(|(kind, text)| compare(&env, kind, text)).buffer_unordered(8).collect().await;
     let invalid = compared.iter().filter(|compared| !compared.is_valid).count();
     println!("{invalid} of {} mutations are invalid", mutations.len());
     assert!(invalid * 2 > mutations.len() && invalid < mutations.len(), "{invalid}");

@@ -9,10 +9,10 @@ use crate::{
 
 #[tokio::test]
 async fn the_log_filter_changes_with_a_file_and_on_sighup() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let file = env::temp_dir().join(unique("filter"));
     let name = file.to_str().unwrap();
-    let mut worker = world.operator("worker", &["--log-filter-file", name]);
+    let mut worker = env.operator("worker", &["--log-filter-file", name]);
     probe_port(&worker).await;
     let wait_for_log = async |what: &str| {
         eventually(what, async || {

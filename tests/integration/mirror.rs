@@ -21,17 +21,17 @@ use crate::{
 };
 
 /// Runs a script of `tests/bullmq` on a mirror.
-fn script(name: &str, world: &TestEnv, prefix: &str) -> String {
+fn script(name: &str, env: &TestEnv, prefix: &str) -> String {
     let folder = variable("BULLMQ_READERS");
     let mut node = Command::new(Path::new(&folder).join("node"));
-    node.current_dir(&folder).arg(name).args([&world.servers.redis, prefix, &world.name]);
+    node.current_dir(&folder).arg(name).args([&env.servers.redis, prefix, &env.name]);
     let output = node.output().unwrap();
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn read_mirror(world: &TestEnv, prefix: &str) -> Value {
-    serde_json::from_str(&script("read.mjs", world, prefix)).unwrap()
+fn read_mirror(env: &TestEnv, prefix: &str) -> Value {
+    serde_json::from_str(&script("read.mjs", env, prefix)).unwrap()
 }
 
 async fn ask(port: u16, path: &str) -> Value {
@@ -40,8 +40,8 @@ async fn ask(port: u16, path: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
-async fn connect(world: &TestEnv) -> MultiplexedConnection {
-    let client = redis::Client::open(world.servers.redis.as_str()).unwrap();
+async fn connect(env: &TestEnv) -> MultiplexedConnection {
+    let client = redis::Client::open(env.servers.redis.as_str()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
@@ -77,9 +77,9 @@ fn counts(status: &Value) -> Value {
 }
 
 /// Waits until the mirror and `/jobs/status` have these counts.
-async fn wait_for_agreement(world: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
+async fn wait_for_agreement(env: &TestEnv, prefix: &str, port: u16, wanted: &Value) -> (Value, Value) {
     eventually(&format!("the mirror shows {wanted}"), async || {
-        let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(world, prefix));
+        let (status, mirrored) = (ask(port, "/jobs/status").await, read_mirror(env, prefix));
         let schedules = |all: &Value| all.as_array().map(Vec::len);
         let agree = mirrored["counts"] == counts(&status)
             && mirrored["counts"] == *wanted
@@ -91,7 +91,7 @@ async fn wait_for_agreement(world: &TestEnv, prefix: &str, port: u16, wanted: &V
 
 /// Creates runs in all states: five complete, one failed, one in backoff, one suspended, one active and two waiting, in
 /// this order.
-async fn create_runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
+async fn create_runs(env: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     let source = |upstream: &Upstream, batch: i32| {
         let mut spec = with(upstream, &json!({"timeout": "10m"}));
         spec["batchSize"] = batch.into();
@@ -101,39 +101,39 @@ async fn create_runs(world: &TestEnv, stuck: &Upstream, broken: &Upstream) {
     broken.state().next_answer = Some(Box::new(|| Some(Instead::Status(500, Vec::new()))));
     for number in 0..5 {
         let name = format!("complete-{number}");
-        apply_job(world, &name, json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": number}}}})).await;
-        finished(world, &name).await;
+        apply_job(env, &name, json!({"syncType": "Full", "target": {"filter": {"_id": {"$lt": number}}}})).await;
+        finished(env, &name).await;
     }
     let mut failing = source(broken, 10);
     failing["backoffLimit"] = 0.into();
-    apply_job(world, "failed", failing.clone()).await;
-    finished(world, "failed").await;
+    apply_job(env, "failed", failing.clone()).await;
+    finished(env, "failed").await;
     failing["backoffLimit"] = 5.into();
     failing["backoff"] = json!({"initial": "1h", "max": "1h"});
-    apply_job(world, "delayed", failing).await;
-    wait_for_phase(world, "delayed", "Retrying").await;
-    apply_job(world, "suspended", json!({"suspended": true})).await;
-    wait_for_phase(world, "suspended", "Suspended").await;
+    apply_job(env, "delayed", failing).await;
+    wait_for_phase(env, "delayed", "Retrying").await;
+    apply_job(env, "suspended", json!({"suspended": true})).await;
+    wait_for_phase(env, "suspended", "Suspended").await;
     let mut answers = 0;
     stuck.state().next_answer = Some(Box::new(move || {
         answers += 1;
         (answers > 2).then_some(Instead::Silence(Duration::from_secs(3600)))
     }));
-    apply_job(world, "active", source(stuck, 10)).await;
+    apply_job(env, "active", source(stuck, 10)).await;
     eventually("half of the run is done", async || {
-        let job = world.jobs().get("active").await.unwrap();
+        let job = env.jobs().get("active").await.unwrap();
         (job.status?.progress? > 0).then_some(())
     })
     .await;
     for (name, priority) in [("later", 0), ("sooner", 5)] {
-        apply_job(world, name, json!({"priority": priority})).await;
-        wait_for_phase(world, name, "Queued").await;
+        apply_job(env, name, json!({"priority": priority})).await;
+        wait_for_phase(env, name, "Queued").await;
     }
 }
 
-async fn wait_for_phase(world: &TestEnv, name: &str, wanted: &str) {
+async fn wait_for_phase(env: &TestEnv, name: &str, wanted: &str) {
     eventually(&format!("{name} is {wanted}"), async || {
-        let status = world.jobs().get(name).await.unwrap().status?;
+        let status = env.jobs().get(name).await.unwrap().status?;
         (format!("{:?}", status.phase?) == wanted).then_some(())
     })
     .await;
@@ -141,30 +141,30 @@ async fn wait_for_phase(world: &TestEnv, name: &str, wanted: &str) {
 
 #[tokio::test]
 async fn bullmq_and_bull_board_read_what_the_calls_return() {
-    let (world, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
-    let (prefix, mut redis) = (unique("bull"), connect(&world).await);
-    world.seed(40, 0).await;
+    let (env, stuck, broken) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
+    let (prefix, mut redis) = (unique("bull"), connect(&env).await);
+    env.seed(40, 0).await;
     // A board that reads the queue before the operator writes creates a key.
-    let before = read_mirror(&world, &prefix);
+    let before = read_mirror(&env, &prefix);
     assert_eq!((&before["schedulers"], &before["paused"]), (&json!([]), &json!(false)));
-    let (operator, port) = world.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
-    apply_schedule(&world, "off", json!({"interval": "1h", "suspended": true})).await;
+    let (operator, port) = env.all(&[&ALLOWED[..], &["--workers", "1", "--bullmq-mirror", &prefix]].concat());
+    apply_schedule(&env, "off", json!({"interval": "1h", "suspended": true})).await;
     let paused = json!({"waiting": 0, "active": 0, "delayed": 0, "completed": 0, "failed": 0, "paused": 0});
     eventually("all schedules are suspended, so the queue is paused", async || {
-        (read_mirror(&world, &prefix)["paused"] == true).then_some(())
+        (read_mirror(&env, &prefix)["paused"] == true).then_some(())
     })
     .await;
-    assert_eq!(wait_for_agreement(&world, &prefix, port, &paused).await.0["paused"], true);
-    apply_schedule(&world, "every", json!({"interval": quiet_interval(20), "jitter": "0s", "startingDeadline": "1s"}))
+    assert_eq!(wait_for_agreement(&env, &prefix, port, &paused).await.0["paused"], true);
+    apply_schedule(&env, "every", json!({"interval": quiet_interval(20), "jitter": "0s", "startingDeadline": "1s"}))
         .await;
-    apply_schedule(&world, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
-    create_runs(&world, &stuck, &broken).await;
+    apply_schedule(&env, "daily", json!({"schedule": "59 23 31 12 *", "timeZone": "Europe/Berlin"})).await;
+    create_runs(&env, &stuck, &broken).await;
 
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 1, "completed": 5, "failed": 1, "paused": 1});
-    let (status, first) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+    let (status, first) = wait_for_agreement(&env, &prefix, port, &wanted).await;
     let jobs = ask(port, "/jobs?limit=500").await;
     check_schedules(&status, &first);
-    check_jobs(&world, &status, &jobs, &first).await;
+    check_jobs(&env, &status, &jobs, &first).await;
     check_pages(&first);
     assert_eq!(first["taken"], Value::Null, "no worker of BullMQ is given a run");
     let held = keys(&mut redis, &prefix).await;
@@ -176,10 +176,10 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
         assert!(!String::from_utf8_lossy(held).contains("$lt"), "{key} has the target");
     }
 
-    for lost in [format!("{prefix}:{}:completed", world.name), format!("{prefix}:*")] {
+    for lost in [format!("{prefix}:{}:completed", env.name), format!("{prefix}:*")] {
         let lost_keys: Vec<String> = redis.keys(&lost).await.unwrap();
         redis.del::<_, ()>(lost_keys).await.unwrap();
-        let (_, again) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+        let (_, again) = wait_for_agreement(&env, &prefix, port, &wanted).await;
         assert_eq!(again["jobs"], first["jobs"], "{lost} is written again");
         assert_eq!(again["schedulers"], first["schedulers"]);
         assert_eq!(
@@ -188,13 +188,13 @@ async fn bullmq_and_bull_board_read_what_the_calls_return() {
         );
     }
 
-    let gone = world.jobs().get("complete-0").await.unwrap().uid().unwrap();
+    let gone = env.jobs().get("complete-0").await.unwrap().uid().unwrap();
     for name in ["complete-0", "failed", "delayed"] {
-        world.jobs().delete(name, &DeleteParams::default()).await.unwrap();
+        env.jobs().delete(name, &DeleteParams::default()).await.unwrap();
     }
-    world.schedules().delete("off", &DeleteParams::default()).await.unwrap();
+    env.schedules().delete("off", &DeleteParams::default()).await.unwrap();
     let wanted = json!({"waiting": 2, "active": 1, "delayed": 0, "completed": 4, "failed": 0, "paused": 1});
-    let (status, last) = wait_for_agreement(&world, &prefix, port, &wanted).await;
+    let (status, last) = wait_for_agreement(&env, &prefix, port, &wanted).await;
     check_schedules(&status, &last);
     assert!(!texts(&last["jobs"]["completed"], "id").contains(&gone.as_str()));
     eventually("no key is left of deleted runs", async || {
@@ -228,7 +228,7 @@ fn check_schedules(status: &Value, mirrored: &Value) {
     }
 }
 
-async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, mirrored: &Value) {
+async fn check_jobs(env: &TestEnv, status: &Value, jobs: &Value, mirrored: &Value) {
     let ours: BTreeMap<_, _> =
         jobs["items"].as_array().unwrap().iter().map(|job| (job["jobId"].as_str(), job)).collect();
     let in_state = |state: &str| mirrored["jobs"][state].as_array().unwrap();
@@ -265,7 +265,7 @@ async fn check_jobs(world: &TestEnv, status: &Value, jobs: &Value, mirrored: &Va
     }
     let delayed = &in_state("delayed")[0];
     let due = delayed["timestamp"].as_i64().unwrap() + delayed["delay"].as_i64().unwrap();
-    let entry = world.queue().get(delayed["id"].as_str().unwrap()).await.unwrap().unwrap();
+    let entry = env.queue().get(delayed["id"].as_str().unwrap()).await.unwrap().unwrap();
     assert_eq!(due, entry.retry_at.unwrap().as_millisecond());
     assert!(
         delayed["data"]["message"]
@@ -310,27 +310,27 @@ fn check_pages(mirrored: &Value) {
 
 #[tokio::test]
 async fn a_queue_in_use_is_left_alone() {
-    let (world, prefix) = (TestEnv::new().await, unique("bull"));
-    let mut redis = connect(&world).await;
-    script("add.mjs", &world, &prefix);
+    let (env, prefix) = (TestEnv::new().await, unique("bull"));
+    let mut redis = connect(&env).await;
+    script("add.mjs", &env, &prefix);
     let theirs = keys(&mut redis, &prefix).await;
-    assert!(theirs.contains_key(&format!("{prefix}:{}:wait", world.name)), "{:?}", theirs.keys());
-    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
-    let (operator, port) = world.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
+    assert!(theirs.contains_key(&format!("{prefix}:{}:wait", env.name)), "{:?}", theirs.keys());
+    apply_schedule(&env, "every", json!({"interval": quiet_interval(20)})).await;
+    let (operator, port) = env.all(&["--workers", "0", "--bullmq-mirror", &prefix]);
     eventually("the operator logs why it writes nothing", async || {
-        operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", world.name)).then_some(())
+        operator.log().contains(&format!("{prefix}:{}:id belongs to a queue of BullMQ", env.name)).then_some(())
     })
     .await;
     assert_eq!(keys(&mut redis, &prefix).await, theirs);
     redis.del::<_, ()>(theirs.into_keys().collect::<Vec<_>>()).await.unwrap();
     eventually("the mirror is written when the queue of BullMQ is deleted", async || {
-        (read_mirror(&world, &prefix)["schedulers"][0]["name"] == "every").then_some(())
+        (read_mirror(&env, &prefix)["schedulers"][0]["name"] == "every").then_some(())
     })
     .await;
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
     // A client of BullMQ adds a job to the queue.
-    script("add.mjs", &world, &prefix);
+    script("add.mjs", &env, &prefix);
     eventually("the operator stops writing", async || {
         (operator.log().matches("belongs to a queue of BullMQ").count() == 2).then_some(())
     })
@@ -339,11 +339,11 @@ async fn a_queue_in_use_is_left_alone() {
 
 #[tokio::test]
 async fn one_sidecar_writes_and_another_one_takes_over() {
-    let (world, prefix) = (TestEnv::new().await, unique("bull"));
-    let mut redis = connect(&world).await;
-    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
-    let start = || world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
-    let meta = format!("{prefix}:{}:meta", world.name);
+    let (env, prefix) = (TestEnv::new().await, unique("bull"));
+    let mut redis = connect(&env).await;
+    apply_schedule(&env, "every", json!({"interval": quiet_interval(20)})).await;
+    let start = || env.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", &prefix]);
+    let meta = format!("{prefix}:{}:meta", env.name);
     let mut first = start();
     let writer: String =
         eventually("the first sidecar writes", async || redis.hget(&meta, "sync-operator").await.ok()).await;
@@ -351,9 +351,9 @@ async fn one_sidecar_writes_and_another_one_takes_over() {
     eventually("the second sidecar waits", async || second.log().contains("is on standby").then_some(())).await;
     assert_eq!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
     first.kill();
-    apply_schedule(&world, "new", json!({"interval": quiet_interval(60)})).await;
+    apply_schedule(&env, "new", json!({"interval": quiet_interval(60)})).await;
     eventually("the second sidecar writes changes", async || {
-        (read_mirror(&world, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
+        (read_mirror(&env, &prefix)["schedulers"].as_array().unwrap().len() == 2).then_some(())
     })
     .await;
     assert_ne!(redis.hget::<_, _, String>(&meta, "sync-operator").await.unwrap(), writer);
@@ -370,15 +370,15 @@ async fn in_a_redis_cluster_the_mirror_needs_a_hash_tag() {
     })
     .await;
     let redis = format!("redis+cluster://127.0.0.1:{}", owner.port);
-    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
-    apply_schedule(&world, "every", json!({"interval": quiet_interval(20)})).await;
+    let env = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
+    apply_schedule(&env, "every", json!({"interval": quiet_interval(20)})).await;
     let api =
-        |prefix: &str| world.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
+        |prefix: &str| env.operator("api", &["--insecure-no-auth", "--http-port", "0", "--bullmq-mirror", prefix]);
     let mut refused = api("bull");
     eventually("a prefix without braces is refused", async || (!refused.is_running()).then_some(())).await;
     assert!(refused.log().contains("BULLMQ_MIRROR: in a Redis Cluster"), "{}", refused.log());
     let _operator = api("{bull}");
-    let key = format!("{{bull}}:{}:repeat:{}/every", world.name, world.name);
+    let key = format!("{{bull}}:{}:repeat:{}/every", env.name, env.name);
     eventually("the mirror has the schedule", async || {
         (owner.ask::<Option<String>>(&format!("HGET {key} name")).await.as_deref() == Some("every")).then_some(())
     })
@@ -392,26 +392,26 @@ async fn cost() {
     const REST: Duration = Duration::from_secs(60);
     let setting = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (schedules, runs) = (setting("SCHEDULES", 10_000), setting("RUNS", 500));
-    let (world, prefix) = (TestEnv::new().await, unique("bull"));
-    world.seed(10, 0).await;
+    let (env, prefix) = (TestEnv::new().await, unique("bull"));
+    env.seed(10, 0).await;
     let make = |number: usize| {
         let spec = json!({"schedule": "59 23 31 12 *"});
-        let world = &world;
-        async move { drop(apply_schedule(world, &format!("s{number:05}"), spec).await) }
+        let env = &env;
+        async move { drop(apply_schedule(env, &format!("s{number:05}"), spec).await) }
     };
     stream::iter(0..schedules).map(make).buffer_unordered(32).collect::<()>().await;
-    let controller = world.operator("controller", &["--status-writes-per-second", "200"]);
+    let controller = env.operator("controller", &["--status-writes-per-second", "200"]);
     eventually("every schedule was reconciled", async || {
-        let all = world.schedules().list(&ListParams::default()).await.ok()?.items;
+        let all = env.schedules().list(&ListParams::default()).await.ok()?.items;
         all.iter()
             .all(|schedule| schedule.status.as_ref().is_some_and(|status| status.next_schedule_time.is_some()))
             .then_some(())
     })
     .await;
-    let api = |args: &[&str]| world.operator("api", &[&["--insecure-no-auth", "--http-port", "0"], args].concat());
+    let api = |args: &[&str]| env.operator("api", &[&["--insecure-no-auth", "--http-port", "0"], args].concat());
     let (plain, mirror) = (api(&[]), api(&["--bullmq-mirror", &prefix]));
-    let mut redis = connect(&world).await;
-    let repeat = format!("{prefix}:{}:repeat", world.name);
+    let mut redis = connect(&env).await;
+    let repeat = format!("{prefix}:{}:repeat", env.name);
     eventually("the mirror has all schedules", async || {
         (redis.zcard::<_, usize>(&repeat).await.ok()? == schedules).then_some(())
     })
@@ -427,11 +427,11 @@ async fn cost() {
     report(&format!("{schedules} schedules at rest for {REST:?}"), from);
     let from = spent();
     let make = |number: usize| {
-        let world = &world;
-        async move { drop(apply_job(world, &format!("run-{number}"), json!({"syncType": "Full"})).await) }
+        let env = &env;
+        async move { drop(apply_job(env, &format!("run-{number}"), json!({"syncType": "Full"})).await) }
     };
     stream::iter(0..runs).map(make).buffer_unordered(8).collect::<()>().await;
-    let completed = format!("{prefix}:{}:completed", world.name);
+    let completed = format!("{prefix}:{}:completed", env.name);
     eventually("all runs are shown", async || (redis.zcard::<_, usize>(&completed).await.ok()? == runs).then_some(()))
         .await;
     report(&format!("{runs} runs"), from);

@@ -20,14 +20,14 @@ use crate::{
 async fn the_primary_steps_down_during_a_run() {
     const USERS: i32 = 10_000;
     let (_mongodb, servers) = DedicatedServer::up("mongodb");
-    let world = TestEnv::on(servers).await;
-    world.seed(USERS, 0).await;
-    let (_operator, _) = world.all(&[]);
+    let env = TestEnv::on(servers).await;
+    env.seed(USERS, 0).await;
+    let (_operator, _) = env.all(&[]);
     let backoff = json!({"initial": "200ms", "factor": 1});
     let spec = json!({"syncType": "Full", "batchSize": 250, "parallelism": 2, "backoffLimit": 20, "backoff": backoff});
-    apply_job(&world, "run", spec).await;
-    let admin = world.database.client().database("admin");
-    let users = world.database.collection::<Document>("users");
+    apply_job(&env, "run", spec).await;
+    let admin = env.database.client().database("admin");
+    let users = env.database.collection::<Document>("users");
     let mut last = 0;
     // The primary steps down each time after some more documents, until the run has ended.
     let job = eventually("the run has ended", async || {
@@ -39,7 +39,7 @@ async fn the_primary_steps_down_during_a_run() {
             last = now;
             admin.run_command(doc! {"replSetStepDown": 1, "force": true}).await.ok();
         }
-        world.jobs().get("run").await.ok().filter(is_finished)
+        env.jobs().get("run").await.ok().filter(is_finished)
     })
     .await;
     let status = job.status.as_ref().unwrap();
@@ -48,7 +48,7 @@ async fn the_primary_steps_down_during_a_run() {
     let (counts, users) = (status.counts.unwrap(), i64::from(USERS));
     assert_eq!((counts.total, counts.processed, counts.updated, counts.failed), (users, users, users, 0));
     let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
-    assert_eq!(world.count(doc! {"lastSynced": start}).await, USERS as u64);
+    assert_eq!(env.count(doc! {"lastSynced": start}).await, USERS as u64);
 }
 
 /// Scenario 13 of the fault list: each operation takes 30 s.
@@ -57,38 +57,38 @@ async fn mongodb_is_slow_during_a_run() {
     const USERS: i32 = 20_000;
     let mongodb = MongoDb::start(&["--setParameter", "enableTestCommands=1"]);
     mongodb.run("", doc! {"ping": 1}).await;
-    let world = TestEnv::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
-    world.seed(USERS, 0).await;
-    let (operator, _) = world.all(&["--lease-duration", "2s"]);
+    let env = TestEnv::on(Servers { mongodb: mongodb.url(""), ..Servers::shared() }).await;
+    env.seed(USERS, 0).await;
+    let (operator, _) = env.all(&["--lease-duration", "2s"]);
     for (name, deadline) in [("cancelled", "1h"), ("late", "8s")] {
         let mut spec = slow();
         spec["activeDeadline"] = json!(deadline);
         spec["target"] = json!({"lastSyncedField": name});
-        apply_job(&world, name, spec).await;
-        wait_until_running(&world, name).await;
+        apply_job(&env, name, spec).await;
+        wait_until_running(&env, name).await;
     }
     let commands = ["find", "getMore", "aggregate", "update", "listIndexes", "count"];
     let slowly = doc! {"failCommands": &commands[..], "blockConnection": true, "blockTimeMS": 30_000, "appName": "sync-operator"};
     mongodb.run("", doc! {"configureFailPoint": "failCommand", "mode": "alwaysOn", "data": slowly}).await;
     // This run waits for its first operation.
     let spec = json!({"target": {"keyField": "email", "lastSyncedField": "begun"}});
-    apply_job(&world, "begun", spec).await;
+    apply_job(&env, "begun", spec).await;
     eventually("the run is claimed", async || (operator.log().matches("run claimed").count() == 3).then_some(())).await;
 
     let began = Instant::now();
-    let late = finished(&world, "late").await;
+    let late = finished(&env, "late").await;
     assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
     let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
     for name in ["cancelled", "begun"] {
-        world.jobs().patch(name, &PatchParams::default(), &cancel).await.unwrap();
+        env.jobs().patch(name, &PatchParams::default(), &cancel).await.unwrap();
     }
     for name in ["cancelled", "begun"] {
-        assert_eq!(reason(&finished(&world, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");
+        assert_eq!(reason(&finished(&env, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");
     }
     let took = began.elapsed();
     assert!(took < Duration::from_secs(25), "no run waited for MongoDB: {took:?}");
     for name in ["late", "cancelled", "begun"] {
-        let status = world.jobs().get(name).await.unwrap().status.unwrap();
+        let status = env.jobs().get(name).await.unwrap().status.unwrap();
         assert_eq!(status.recoveries, Some(0), "{name}: a worker that waits for MongoDB keeps its lease");
     }
 }
@@ -99,15 +99,15 @@ async fn missing_collection_rights_are_reported_without_a_retry() {
     let mongodb = MongoDb::start(&["--auth"]);
     mongodb.run("", doc! {"createUser": "admin", "pwd": "secret", "roles": ["root"]}).await;
     let admin = "admin:secret@";
-    let world = TestEnv::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
-    world.seed(10, 0).await;
-    let (_controller, _) = world.all(&["--workers", "0"]);
-    for (user, roles) in [("nobody", vec![]), ("reader", vec![doc! {"role": "read", "db": &world.name}])] {
+    let env = TestEnv::on(Servers { mongodb: mongodb.url(admin), ..Servers::shared() }).await;
+    env.seed(10, 0).await;
+    let (_controller, _) = env.all(&["--workers", "0"]);
+    for (user, roles) in [("nobody", vec![]), ("reader", vec![doc! {"role": "read", "db": &env.name}])] {
         mongodb.run(admin, doc! {"createUser": user, "pwd": "secret", "roles": roles}).await;
-        let servers = Servers { mongodb: mongodb.url(&format!("{user}:secret@")), ..world.servers.clone() };
-        let worker = world.operator_on(&servers, "worker", &[]);
-        apply_job(&world, user, json!({"syncType": "Full"})).await;
-        let job = finished(&world, user).await;
+        let servers = Servers { mongodb: mongodb.url(&format!("{user}:secret@")), ..env.servers.clone() };
+        let worker = env.operator_on(&servers, "worker", &[]);
+        apply_job(&env, user, json!({"syncType": "Full"})).await;
+        let job = finished(&env, user).await;
         assert_eq!(reason(&job, "Failed").as_deref(), Some("InvalidTarget"), "{user}");
         let history = job.status.unwrap().attempt_history;
         assert_eq!(history.len(), 1, "{user}: {history:?}");

@@ -24,13 +24,13 @@ const LEASE: Duration = Duration::from_secs(2);
 /// that no worker is connected.
 #[tokio::test]
 async fn runs_of_lost_workers_are_recovered_without_a_worker() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let _controller =
-        world.operator("controller", &["--workers", "0", "--lease-duration", "2s", "--resync-interval", "1s"]);
-    let queue = sync_operator::queue::Queue::new(&world.servers.redis, &world.name, LEASE).unwrap();
+        env.operator("controller", &["--workers", "0", "--lease-duration", "2s", "--resync-interval", "1s"]);
+    let queue = sync_operator::queue::Queue::new(&env.servers.redis, &env.name, LEASE).unwrap();
     for run in 0..RUNS {
         let deadline = if run == 0 { "8s" } else { "1h" };
-        apply_job(&world, &format!("run-{run}"), json!({"syncType": "Full", "activeDeadline": deadline})).await;
+        apply_job(&env, &format!("run-{run}"), json!({"syncType": "Full", "activeDeadline": deadline})).await;
     }
     eventually("runs are enqueued", async || (queue.depth().await.unwrap().waiting == RUNS as u64).then_some(())).await;
     let mut claimed = 0;
@@ -45,17 +45,17 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
     .await;
     let took = began.elapsed();
     assert!(took < LEASE.mul_f64(1.5) + Duration::from_secs(1), "{took:?}");
-    let uid = world.jobs().get("run-1").await.unwrap().uid().unwrap();
+    let uid = env.jobs().get("run-1").await.unwrap().uid().unwrap();
     let run = queue.get(&uid).await.unwrap().unwrap();
     assert_eq!((run.state, run.recoveries), (State::Waiting, 1));
 
-    let late = finished(&world, "run-0").await;
+    let late = finished(&env, "run-0").await;
     assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
     let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
-    world.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
-    assert_eq!(reason(&finished(&world, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
+    env.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
+    assert_eq!(reason(&finished(&env, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
     eventually("the SyncJob reports that no worker is connected", async || {
-        let job = world.jobs().get("run-2").await.unwrap();
+        let job = env.jobs().get("run-2").await.unwrap();
         reason(&job, "Reconciling").filter(|reason| reason == "NoWorkers")
     })
     .await;

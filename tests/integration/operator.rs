@@ -26,9 +26,9 @@ use crate::{
     support::{PATIENCE, TestEnv, eventually},
 };
 
-pub async fn apply_schedule(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
+pub async fn apply_schedule(env: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
-    world.schedules().create(&PostParams::default(), &schedule).await.unwrap()
+    env.schedules().create(&PostParams::default(), &schedule).await.unwrap()
 }
 
 /// An interval of at least this number of minutes (15 or more), without a slot during a test: the next slot is at least
@@ -40,29 +40,29 @@ pub fn quiet_interval(minutes: i64) -> String {
 }
 
 /// Creates a schedule that is due at once, and not again during a test.
-pub async fn apply_once(world: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
+pub async fn apply_once(env: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let template = json!({"spec": spec});
-    apply_schedule(world, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
+    apply_schedule(env, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
         .await
 }
 
-pub async fn apply_job(world: &TestEnv, name: &str, spec: Value) -> SyncJob {
+pub async fn apply_job(env: &TestEnv, name: &str, spec: Value) -> SyncJob {
     let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
-    world.jobs().create(&PostParams::default(), &job).await.unwrap()
+    env.jobs().create(&PostParams::default(), &job).await.unwrap()
 }
 
-pub async fn finished(world: &TestEnv, name: &str) -> SyncJob {
+pub async fn finished(env: &TestEnv, name: &str) -> SyncJob {
     eventually(&format!("{name} has ended"), async || {
         // A watch, because many tests share one API server, and polling would slow it down.
-        let ended = await_condition(world.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
+        let ended = await_condition(env.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
         timeout(PATIENCE, ended).await.ok()?.ok()?
     })
     .await
 }
 
 /// Waits until `count` runs have completed, and returns the schedule.
-async fn wait_for_successes(world: &TestEnv, name: &str, count: i64) -> SyncSchedule {
-    let schedules = world.schedules();
+async fn wait_for_successes(env: &TestEnv, name: &str, count: i64) -> SyncSchedule {
+    let schedules = env.schedules();
     eventually(&format!("{count} runs of {name} succeeded"), async || {
         let schedule = schedules.get(name).await.ok()?;
         let runs = schedule.status.as_ref()?.runs;
@@ -71,13 +71,13 @@ async fn wait_for_successes(world: &TestEnv, name: &str, count: i64) -> SyncSche
     .await
 }
 
-async fn suspend(world: &TestEnv, name: &str, suspended: bool) {
+async fn suspend(env: &TestEnv, name: &str, suspended: bool) {
     let patch = Patch::Merge(json!({"spec": {"suspended": suspended}}));
-    world.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
+    env.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
-async fn job_names(world: &TestEnv) -> Vec<String> {
-    let mut jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+async fn job_names(env: &TestEnv) -> Vec<String> {
+    let mut jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
     jobs.sort_by_key(ResourceExt::name_any);
     jobs.into_iter().map(|job| job.name_any()).collect()
 }
@@ -99,23 +99,23 @@ pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 /// Waits until the events of an object have these reasons. Events are sent some time after their cause.
-pub async fn wait_for_events(world: &TestEnv, object: &str, reasons: &[&str]) {
+pub async fn wait_for_events(env: &TestEnv, object: &str, reasons: &[&str]) {
     eventually(&format!("{object} has events with {reasons:?}"), async || {
-        let found = event_reasons(world, object).await;
+        let found = event_reasons(env, object).await;
         reasons.iter().all(|reason| found.contains(*reason)).then_some(())
     })
     .await;
 }
 
 /// The events of the namespace.
-pub async fn events(world: &TestEnv) -> Vec<Event> {
-    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
+pub async fn events(env: &TestEnv) -> Vec<Event> {
+    let events: Api<Event> = Api::namespaced(env.client.clone(), &env.name);
     events.list(&ListParams::default()).await.unwrap().items
 }
 
-async fn event_reasons(world: &TestEnv, object: &str) -> HashSet<String> {
+async fn event_reasons(env: &TestEnv, object: &str) -> HashSet<String> {
     let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
-    events(world)
+    events(env)
         .await
         .into_iter()
         .filter(|event| about(event).as_deref() == Some(object))
@@ -125,21 +125,21 @@ async fn event_reasons(world: &TestEnv, object: &str) -> HashSet<String> {
 
 #[tokio::test]
 async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
-    let world = TestEnv::new().await;
-    world.seed(10_000, 3).await;
-    let (operator, port) = world.all(&[]);
+    let env = TestEnv::new().await;
+    env.seed(10_000, 3).await;
+    let (operator, port) = env.all(&[]);
     let sample = std::fs::read_to_string("manifests/samples/user-sync.yaml").unwrap();
     let sample: SyncSchedule = serde_yaml_ng::from_str(&sample).unwrap();
     let began = Timestamp::now();
-    world.schedules().create(&PostParams::default(), &sample).await.unwrap();
+    env.schedules().create(&PostParams::default(), &sample).await.unwrap();
 
-    let schedule = wait_for_successes(&world, "user-sync", 1).await;
+    let schedule = wait_for_successes(&env, "user-sync", 1).await;
     let status = schedule.status.unwrap();
     assert_eq!((status.runs.total, status.runs.failed, status.active_count), (1, 0, Some(0)));
     assert!(status.last_successful_time.is_some() && status.next_schedule_time.is_some());
 
-    let names = job_names(&world).await;
-    let job = world.jobs().get(&names[0]).await.unwrap();
+    let names = job_names(&env).await;
+    let job = env.jobs().get(&names[0]).await.unwrap();
     assert_eq!(job.labels()["sync.codex.dev/schedule"], "user-sync");
     let run = job.status.unwrap();
     let counts = run.counts.unwrap();
@@ -150,7 +150,7 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
 
     let start = DateTime::from_millis(run.start_time.unwrap().0.as_millisecond());
     assert!(start.timestamp_millis() >= began.as_millisecond() - 1000);
-    assert_eq!(world.count(doc! {"lastSynced": start}).await, 9_997);
+    assert_eq!(env.count(doc! {"lastSynced": start}).await, 9_997);
 
     let (code, body) = get(port, "/jobs/status").await.unwrap();
     let body: Value = serde_json::from_str(&body).unwrap();
@@ -163,22 +163,22 @@ async fn the_sample_schedule_syncs_users_and_names_rejected_ones() {
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     assert_eq!(get(port, "/readyz").await.unwrap().0, 200);
 
-    wait_for_events(&world, "user-sync", &["RunCreated"]).await;
-    wait_for_events(&world, &names[0], &["RunCompleted"]).await;
+    wait_for_events(&env, "user-sync", &["RunCreated"]).await;
+    wait_for_events(&env, &names[0], &["RunCompleted"]).await;
     assert_eq!(operator.stop().await, Some(0));
 }
 
 #[tokio::test]
 async fn two_operators_run_each_slot_once_and_counters_add_up() {
-    let world = TestEnv::new().await;
-    world.seed(1_000, 3).await;
-    let (first, _) = world.all(&[]);
-    let (second, _) = world.all(&[]);
-    apply_schedule(&world, "often", json!({"interval": "1s", "jobTemplate": {"spec": {"syncType": "Full"}}})).await;
+    let env = TestEnv::new().await;
+    env.seed(1_000, 3).await;
+    let (first, _) = env.all(&[]);
+    let (second, _) = env.all(&[]);
+    apply_schedule(&env, "often", json!({"interval": "1s", "jobTemplate": {"spec": {"syncType": "Full"}}})).await;
 
-    wait_for_successes(&world, "often", 6).await;
-    suspend(&world, "often", true).await;
-    let schedules = world.schedules();
+    wait_for_successes(&env, "often", 6).await;
+    suspend(&env, "often", true).await;
+    let schedules = env.schedules();
     let schedule = eventually("no run is active", async || {
         let schedule = schedules.get("often").await.ok()?;
         let status = schedule.status.as_ref()?;
@@ -187,7 +187,7 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
     let status = schedule.await.status.unwrap();
     let (runs, skip) = (status.runs, status.last_skip);
 
-    let names = job_names(&world).await;
+    let names = job_names(&env).await;
     let slots = slots(&names);
     assert_eq!(names.len() as i64, runs.total, "a SyncJob for each run");
     assert_eq!(runs.total, runs.succeeded);
@@ -196,7 +196,7 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
     let span = last - slots[0] + 1;
     assert_eq!(runs.total + runs.skipped, span, "each slot was run or skipped, once: {names:?}, {runs:?}");
     for name in &names {
-        let job = world.jobs().get(name).await.unwrap();
+        let job = env.jobs().get(name).await.unwrap();
         assert!(is_complete(&job), "{name}");
         let counts = job.status.unwrap().counts.unwrap();
         assert_eq!((counts.processed, counts.total), (1_000, 1_000));
@@ -209,39 +209,39 @@ async fn two_operators_run_each_slot_once_and_counters_add_up() {
 
 #[tokio::test]
 async fn suspension_stops_new_runs_until_the_slot_after_resuming() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (_operator, port) = world.all(&[]);
-    apply_schedule(&world, "often", json!({"interval": "1s"})).await;
-    wait_for_successes(&world, "often", 2).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (_operator, port) = env.all(&[]);
+    apply_schedule(&env, "often", json!({"interval": "1s"})).await;
+    wait_for_successes(&env, "often", 2).await;
 
-    suspend(&world, "often", true).await;
+    suspend(&env, "often", true).await;
     sleep(Duration::from_secs(2)).await;
-    let stopped = job_names(&world).await;
+    let stopped = job_names(&env).await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(job_names(&world).await, stopped, "no new runs 2 s after the patch");
+    assert_eq!(job_names(&env).await, stopped, "no new runs 2 s after the patch");
     let (_, body) = get(port, "/jobs/status").await.unwrap();
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["paused"], true);
 
     let resumed = Timestamp::now().as_second();
-    suspend(&world, "often", false).await;
+    suspend(&env, "often", false).await;
     let enough = stopped.len() as i64 + 1;
-    wait_for_successes(&world, "often", enough).await;
-    let names = job_names(&world).await;
+    wait_for_successes(&env, "often", enough).await;
+    let names = job_names(&env).await;
     let newer: Vec<_> = slots(&names).into_iter().filter(|slot| !slots(&stopped).contains(slot)).collect();
     assert!(newer.iter().all(|slot| *slot >= resumed), "slots missed while suspended are not run: {newer:?}");
 }
 
 #[tokio::test]
 async fn history_limits_keep_the_newest_runs_and_the_counters() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_schedule(&world, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
-    wait_for_successes(&world, "often", 5).await;
-    suspend(&world, "often", true).await;
-    eventually("two runs are kept", async || (job_names(&world).await.len() == 2).then_some(())).await;
-    assert!(world.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_schedule(&env, "often", json!({"interval": "1s", "successfulJobsHistoryLimit": 2})).await;
+    wait_for_successes(&env, "often", 5).await;
+    suspend(&env, "often", true).await;
+    eventually("two runs are kept", async || (job_names(&env).await.len() == 2).then_some(())).await;
+    assert!(env.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
 }
 
 /// A spec whose run over `seed` users takes many seconds: one user in each batch, and one batch after the other.
@@ -250,8 +250,8 @@ pub fn slow() -> Value {
 }
 
 /// Waits until a run has processed documents.
-pub async fn wait_until_running(world: &TestEnv, name: &str) {
-    let jobs = world.jobs();
+pub async fn wait_until_running(env: &TestEnv, name: &str) {
+    let jobs = env.jobs();
     eventually("the run has processed documents", async || {
         let job = jobs.get(name).await.ok()?;
         (job.status?.counts?.processed > 0).then_some(())
@@ -268,16 +268,16 @@ fn assert_all_done(job: &SyncJob, users: i64) {
 
 #[tokio::test]
 async fn a_stopped_worker_releases_its_run_without_an_attempt() {
-    let world = TestEnv::new().await;
-    world.seed(3_000, 0).await;
-    let (_controller, _) = world.all(&["--workers", "0"]);
-    let first = world.operator("worker", &[]);
-    apply_job(&world, "run", slow()).await;
-    wait_until_running(&world, "run").await;
-    let second = world.operator("worker", &[]);
+    let env = TestEnv::new().await;
+    env.seed(3_000, 0).await;
+    let (_controller, _) = env.all(&["--workers", "0"]);
+    let first = env.operator("worker", &[]);
+    apply_job(&env, "run", slow()).await;
+    wait_until_running(&env, "run").await;
+    let second = env.operator("worker", &[]);
     assert_eq!(first.stop().await, Some(0));
 
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
@@ -286,39 +286,39 @@ async fn a_stopped_worker_releases_its_run_without_an_attempt() {
 
 #[tokio::test]
 async fn a_killed_worker_loses_its_run_to_another_when_the_lease_ends() {
-    let world = TestEnv::new().await;
-    world.seed(3_000, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(3_000, 0).await;
     let lease = ["--lease-duration", "2s"];
-    let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
-    let first = world.operator("worker", &lease);
-    apply_job(&world, "run", slow()).await;
-    wait_until_running(&world, "run").await;
+    let (_controller, _) = env.all(&[&lease[..], &["--workers", "0"]].concat());
+    let first = env.operator("worker", &lease);
+    apply_job(&env, "run", slow()).await;
+    wait_until_running(&env, "run").await;
     first.signal("KILL");
-    let _second = world.operator("worker", &lease);
+    let _second = env.operator("worker", &lease);
 
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert_all_done(&job, 3_000);
     let status = job.status.unwrap();
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(1)));
-    wait_for_events(&world, "run", &["RunRecovered"]).await;
+    wait_for_events(&env, "run", &["RunRecovered"]).await;
 }
 
 #[tokio::test]
 async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
-    let world = TestEnv::new().await;
-    world.seed(20_000, 0).await;
-    let (_operator, _) = world.all(&["--resync-interval", "1s"]);
-    apply_once(&world, "slow", slow()).await;
+    let env = TestEnv::new().await;
+    env.seed(20_000, 0).await;
+    let (_operator, _) = env.all(&["--resync-interval", "1s"]);
+    apply_once(&env, "slow", slow()).await;
     let names = eventually("the run exists", async || {
-        let names = job_names(&world).await;
+        let names = job_names(&env).await;
         (!names.is_empty()).then_some(names)
     });
-    wait_until_running(&world, &names.await[0]).await;
-    world.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
-    eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
-    let queue = world.queue();
+    wait_until_running(&env, &names.await[0]).await;
+    env.schedules().delete("slow", &DeleteParams::background()).await.unwrap();
+    eventually("the SyncJob is deleted", async || job_names(&env).await.is_empty().then_some(())).await;
+    let queue = env.queue();
     eventually("the queue is empty", async || queue.unfinished().await.unwrap().is_empty().then_some(())).await;
-    let unsynced = world.count(doc! {"lastSynced": Bson::Null}).await;
+    let unsynced = env.count(doc! {"lastSynced": Bson::Null}).await;
     assert!(unsynced > 0, "the run did not continue to its end");
 }
 
@@ -326,15 +326,15 @@ async fn deleting_a_schedule_stops_its_run_and_empties_the_queue() {
 async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
     let (mongodb, mut servers) = DedicatedServer::up("mongodb");
     servers.mongodb += "&serverSelectionTimeoutMS=200";
-    let world = TestEnv::on(servers).await;
-    world.seed(10, 0).await;
-    let (_operator, port) = world.all(&[]);
+    let env = TestEnv::on(servers).await;
+    env.seed(10, 0).await;
+    let (_operator, port) = env.all(&[]);
     eventually("workers have started", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
     mongodb.stop();
     let spec = json!({"backoffLimit": 2, "backoff": {"initial": "200ms", "factor": 1}});
-    apply_job(&world, "run", spec).await;
+    apply_job(&env, "run", spec).await;
 
-    let status = finished(&world, "run").await.status.unwrap();
+    let status = finished(&env, "run").await.status.unwrap();
     assert_eq!((status.phase, status.attempts), (Some(Phase::Failed), Some(3)));
     let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
     assert_eq!(failed.reason, "BackoffLimitExceeded");
@@ -346,18 +346,18 @@ async fn a_run_whose_attempts_all_fail_ends_with_its_history() {
 
 #[tokio::test]
 async fn a_failure_caused_by_the_spec_is_not_retried() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "operator", json!({"target": {"filter": {"age": {"$bigger": 3}}}})).await;
-    apply_job(&world, "database", json!({"target": {"database": "elsewhere"}})).await;
-    apply_job(&world, "code", json!({"target": {"filter": {"$expr": {"$function": {}}}}})).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "operator", json!({"target": {"filter": {"age": {"$bigger": 3}}}})).await;
+    apply_job(&env, "database", json!({"target": {"database": "elsewhere"}})).await;
+    apply_job(&env, "code", json!({"target": {"filter": {"$expr": {"$function": {}}}}})).await;
     for (name, message) in [
         ("operator", "unknown operator: $bigger"),
         ("database", "--allowed-databases"),
         ("code", "$function runs code"),
     ] {
-        let status = finished(&world, name).await.status.unwrap();
+        let status = finished(&env, name).await.status.unwrap();
         let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
         assert_eq!(failed.reason, "InvalidTarget", "{name}");
         assert!(failed.message.contains(message), "{name}: {}", failed.message);
@@ -368,19 +368,19 @@ async fn a_failure_caused_by_the_spec_is_not_retried() {
 #[tokio::test]
 async fn long_errors_and_many_failures_keep_the_status_small() {
     const LIMIT: usize = 32 << 10;
-    let world = TestEnv::new().await;
-    let users = world.database.collection::<bson::Document>("users");
+    let env = TestEnv::new().await;
+    let users = env.database.collection::<bson::Document>("users");
     let nasty = "\u{1}\"\\ä\n".repeat(400);
     users.insert_many((0..200).map(|id| doc! {"_id": format!("{id:03}{nasty}")})).await.unwrap();
     users.insert_one(doc! {"_id": "good", &nasty: 1}).await.unwrap();
     let rule = doc! {"$jsonSchema": {"required": [&nasty]}};
-    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "refused", json!({"syncType": "Full"})).await;
+    env.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "refused", json!({"syncType": "Full"})).await;
     let unknown = format!("${}", nasty.repeat(20));
-    apply_job(&world, "invalid", json!({"target": {"filter": {"age": {unknown: 3}}}})).await;
+    apply_job(&env, "invalid", json!({"target": {"filter": {"age": {unknown: 3}}}})).await;
     for (name, expected) in [("refused", "Completed"), ("invalid", "InvalidTarget")] {
-        let status = finished(&world, name).await.status.unwrap();
+        let status = finished(&env, name).await.status.unwrap();
         let size = serde_json::to_vec(&status).unwrap().len();
         assert!(size < LIMIT, "{name}: {size} bytes");
         let end =
@@ -397,12 +397,12 @@ async fn long_errors_and_many_failures_keep_the_status_small() {
 
 #[tokio::test]
 async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
-    let world = TestEnv::new().await;
-    world.seed(3_000, 0).await;
-    let (_operator, _) = world.all(&["--status-interval", "1s"]);
-    let first = apply_job(&world, "run", slow()).await;
+    let env = TestEnv::new().await;
+    env.seed(3_000, 0).await;
+    let (_operator, _) = env.all(&["--status-interval", "1s"]);
+    let first = apply_job(&env, "run", slow()).await;
     let params = WatchParams::default().fields("metadata.name=run").timeout(200).disable_bookmarks();
-    let versions = world.jobs().watch(&params, &first.resource_version().unwrap()).await.unwrap();
+    let versions = env.jobs().watch(&params, &first.resource_version().unwrap()).await.unwrap();
     let mut versions = std::pin::pin!(versions);
     let mut statuses = Vec::new();
     while let Some(Ok(WatchEvent::Modified(job))) = versions.next().await {
@@ -423,23 +423,23 @@ async fn a_run_costs_few_writes_and_its_progress_never_goes_back() {
 
 #[tokio::test]
 async fn a_run_over_its_deadline_ends_as_failed() {
-    let world = TestEnv::new().await;
-    world.seed(20_000, 0).await;
-    let (_operator, _) = world.all(&[]);
+    let env = TestEnv::new().await;
+    env.seed(20_000, 0).await;
+    let (_operator, _) = env.all(&[]);
     let mut spec = slow();
     spec["activeDeadline"] = json!("1s");
-    apply_job(&world, "run", spec).await;
-    let status = finished(&world, "run").await.status.unwrap();
+    apply_job(&env, "run", spec).await;
+    let status = finished(&env, "run").await.status.unwrap();
     let failed = status.conditions.iter().find(|condition| condition.type_ == "Failed").unwrap();
     assert_eq!(failed.reason, "DeadlineExceeded");
 }
 
 #[tokio::test]
 async fn a_finished_standalone_job_is_deleted_after_its_ttl() {
-    let world = TestEnv::new().await;
-    let (_operator, _) = world.all(&[]);
-    apply_job(&world, "run", json!({"ttlAfterFinished": "1s"})).await;
-    eventually("the SyncJob is deleted", async || job_names(&world).await.is_empty().then_some(())).await;
+    let env = TestEnv::new().await;
+    let (_operator, _) = env.all(&[]);
+    apply_job(&env, "run", json!({"ttlAfterFinished": "1s"})).await;
+    eventually("the SyncJob is deleted", async || job_names(&env).await.is_empty().then_some(())).await;
 }
 
 #[tokio::test]
@@ -469,15 +469,15 @@ async fn wrong_configuration_is_one_clear_error_and_exit_code_2() {
 /// No controller sees the deletion. The run has ended, so no worker notices it either.
 #[tokio::test]
 async fn an_ended_run_is_removed_when_its_job_was_deleted_offline() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (operator, _) = world.all(&[]);
-    let uid = apply_job(&world, "gone", json!({})).await.uid().unwrap();
-    finished(&world, "gone").await;
-    assert!(world.queue().get(&uid).await.unwrap().is_some());
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (operator, _) = env.all(&[]);
+    let uid = apply_job(&env, "gone", json!({})).await.uid().unwrap();
+    finished(&env, "gone").await;
+    assert!(env.queue().get(&uid).await.unwrap().is_some());
     assert_eq!(operator.stop().await, Some(0));
-    world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
+    env.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
 
-    let (_operator, _) = world.all(&["--resync-interval", "1s"]);
-    eventually("the run is removed", async || world.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
+    let (_operator, _) = env.all(&["--resync-interval", "1s"]);
+    eventually("the run is removed", async || env.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
 }

@@ -40,12 +40,12 @@ pub fn lines(log: &str, text: &str) -> usize {
 #[tokio::test]
 async fn redis_is_unavailable_during_a_run() {
     let (redis, servers) = DedicatedServer::up("redis");
-    let world = TestEnv::on(servers).await;
-    world.seed(USERS, 0).await;
-    let (mut operator, port) = world.all(&[]);
-    apply_schedule(&world, "hourly", json!({"interval": quiet_interval(60)})).await;
-    apply_job(&world, "run", slow()).await;
-    wait_until_running(&world, "run").await;
+    let env = TestEnv::on(servers).await;
+    env.seed(USERS, 0).await;
+    let (mut operator, port) = env.all(&[]);
+    apply_schedule(&env, "hourly", json!({"interval": quiet_interval(60)})).await;
+    apply_job(&env, "run", slow()).await;
+    wait_until_running(&env, "run").await;
     redis.stop();
 
     eventually("/health names redis", async || {
@@ -54,7 +54,7 @@ async fn redis_is_unavailable_during_a_run() {
     .await;
     let (code, body) = get(port, "/jobs/status").await.unwrap();
     assert!(code == 200 && body.contains(r#""active":null"#), "{code} {body}");
-    let schedules = world.schedules();
+    let schedules = env.schedules();
     let ready = async |status: &str, reason: &str| {
         eventually(reason, async || {
             let conditions = schedules.get("hourly").await.ok()?.status?.conditions;
@@ -68,7 +68,7 @@ async fn redis_is_unavailable_during_a_run() {
     redis.start();
     ready("True", "Scheduled").await;
 
-    assert_complete(&finished(&world, "run").await);
+    assert_complete(&finished(&env, "run").await);
     let log = operator.log();
     assert!(lines(&log, "Redis is unavailable") <= 2, "one line for each part that uses Redis:\n{log}");
     assert!(lines(&log, "Redis is available again") >= 1, "{log}");
@@ -77,15 +77,15 @@ async fn redis_is_unavailable_during_a_run() {
 #[tokio::test]
 async fn mongodb_is_unavailable_during_a_run() {
     let (mongodb, servers) = DedicatedServer::up("mongodb");
-    let world = TestEnv::on(servers).await;
-    world.seed(USERS, 0).await;
-    let (mut operator, _) = world.all(&[]);
+    let env = TestEnv::on(servers).await;
+    env.seed(USERS, 0).await;
+    let (mut operator, _) = env.all(&[]);
     let mut spec = slow();
     spec["backoff"] = json!({"initial": "5s", "jitter": 0.0});
-    apply_job(&world, "run", spec).await;
-    wait_until_running(&world, "run").await;
+    apply_job(&env, "run", spec).await;
+    wait_until_running(&env, "run").await;
     mongodb.stop();
-    let jobs = world.jobs();
+    let jobs = env.jobs();
     eventually("the run waits for its next attempt, with the reason", async || {
         let conditions = jobs.get("run").await.ok()?.status?.conditions;
         conditions.into_iter().find(|c| c.reason == "Retrying" && c.message.contains("MongoDB"))
@@ -95,7 +95,7 @@ async fn mongodb_is_unavailable_during_a_run() {
     assert!(operator.is_running());
     mongodb.start();
 
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert_complete(&job);
     let status = job.status.unwrap();
     assert!(status.attempts >= Some(1));
@@ -107,11 +107,11 @@ async fn mongodb_is_unavailable_during_a_run() {
 async fn the_api_server_is_unavailable_during_a_run() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = TestEnv::on(servers).await;
-    world.seed(USERS, 0).await;
-    let (mut operator, port) = world.all(&[]);
-    apply_job(&world, "run", slow()).await;
-    wait_until_running(&world, "run").await;
+    let env = TestEnv::on(servers).await;
+    env.seed(USERS, 0).await;
+    let (mut operator, port) = env.all(&[]);
+    apply_job(&env, "run", slow()).await;
+    wait_until_running(&env, "run").await;
     // The storage of a CRD may start after the operator. This is not the outage of this test.
     let (away, back) = ("the Kubernetes API is unavailable", "the Kubernetes API is available again");
     let earlier = eventually("no earlier outage is left", async || {
@@ -128,7 +128,7 @@ async fn the_api_server_is_unavailable_during_a_run() {
     assert!(operator.is_running());
     kube.start();
 
-    assert_complete(&finished(&world, "run").await);
+    assert_complete(&finished(&env, "run").await);
     // Watches are retried with a backoff, so they may recover some seconds after requests.
     let count_new = |line| lines(&operator.log(), line) - lines(&earlier, line);
     eventually("the log reports the server as available again", async || (count_new(back) > 0).then_some(())).await;
@@ -139,18 +139,18 @@ async fn the_api_server_is_unavailable_during_a_run() {
 async fn all_servers_are_unavailable_at_the_start() {
     let (server, servers) = DedicatedServer::up("kube");
     server.install_crds();
-    let world = TestEnv::on(servers).await;
+    let env = TestEnv::on(servers).await;
     server.stop();
     let (redis, with_redis) = DedicatedServer::up("redis");
     redis.stop();
     let (mongodb, with_mongodb) = DedicatedServer::up("mongodb");
-    let servers = Servers { redis: with_redis.redis, mongodb: with_mongodb.mongodb, ..world.servers.clone() };
-    let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&world.name);
-    let world = TestEnv { servers, database, ..world };
-    world.seed(USERS, 0).await;
+    let servers = Servers { redis: with_redis.redis, mongodb: with_mongodb.mongodb, ..env.servers.clone() };
+    let database = mongodb::Client::with_uri_str(&servers.mongodb).await.unwrap().database(&env.name);
+    let env = TestEnv { servers, database, ..env };
+    env.seed(USERS, 0).await;
     mongodb.stop();
 
-    let (mut operator, port) = world.all(&[]);
+    let (mut operator, port) = env.all(&[]);
     eventually("/livez answers", async || get(port, "/livez").await.filter(|(code, _)| *code == 200)).await;
     let (code, _) = get(port, "/readyz").await.unwrap();
     assert_eq!(code, 503);
@@ -163,10 +163,10 @@ async fn all_servers_are_unavailable_at_the_start() {
         body.contains(r#""missing":["mongodb"]"#).then_some(())
     })
     .await;
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
     sleep(Duration::from_secs(2)).await;
     mongodb.start();
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert_complete(&job);
     assert_eq!(job.status.unwrap().attempts, Some(0), "no worker claimed it before MongoDB answered");
     eventually("/readyz answers", async || get(port, "/readyz").await.filter(|(code, _)| *code == 200)).await;
@@ -181,17 +181,17 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
     const USERS: i32 = 5_000;
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = TestEnv::on(servers).await;
-    world.seed(USERS, 0).await;
-    let replicas = replicas(&world, &[]).await;
+    let env = TestEnv::on(servers).await;
+    env.seed(USERS, 0).await;
+    let replicas = replicas(&env, &[]).await;
     let nothing = json!({"target": {"collection": "nothing"}});
     let spec = json!({"interval": "1s", "concurrencyPolicy": "Allow", "jobTemplate": {"spec": nothing}});
-    apply_schedule(&world, "often", spec).await;
-    let uid = apply_job(&world, "run", slow()).await.uid().unwrap();
-    wait_until_running(&world, "run").await;
+    apply_schedule(&env, "often", spec).await;
+    let uid = apply_job(&env, "run", slow()).await.uid().unwrap();
+    wait_until_running(&env, "run").await;
 
     kube.stop();
-    let queue = world.queue();
+    let queue = env.queue();
     eventually("the run has ended", async || {
         (queue.get(&uid).await.unwrap().unwrap().state == State::Completed).then_some(())
     })
@@ -208,13 +208,13 @@ async fn controllers_agree_on_one_leader_after_an_api_outage() {
     let back = Timestamp::now();
     kube.start();
 
-    let status = finished(&world, "run").await.status.unwrap();
+    let status = finished(&env, "run").await.status.unwrap();
     assert_eq!(status.counts.unwrap().updated, i64::from(USERS));
     assert_eq!((status.attempts, status.recoveries), (Some(0), Some(0)));
     assert!(status.completion_time.unwrap().0 < back, "it ended while the API server was unavailable");
     leader_of(&replicas).await;
     let jobs = eventually("runs are created again", async || {
-        let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+        let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
         (jobs.iter().filter(|job| is_finished(job) && job.creation_timestamp().unwrap().0 > back).count() >= 3)
             .then_some(jobs)
     })

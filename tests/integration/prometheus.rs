@@ -184,12 +184,12 @@ fn the_metrics_that_an_expression_names_are_recognised() {
 
 #[tokio::test]
 async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
-    let world = TestEnv::new().await;
-    world.seed(100, 0).await;
-    let (operator, port) = world.all(&[]);
+    let env = TestEnv::new().await;
+    env.seed(100, 0).await;
+    let (operator, port) = env.all(&[]);
     let metrics = probe_port(&operator).await;
     let prometheus = Prometheus::scraping(metrics);
-    apply_schedule(&world, "users", json!({"interval": "5s", "immediate": true})).await;
+    apply_schedule(&env, "users", json!({"interval": "5s", "immediate": true})).await;
     eventually("a call is answered", async || get(port, "/jobs/status").await).await;
 
     for (expression, labels) in graphs() {
@@ -223,13 +223,13 @@ async fn prometheus_finds_all_metrics_of_the_dashboard_and_the_alerts() {
 
 #[tokio::test]
 async fn exemplars_link_histograms_to_the_trace_of_a_run() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
     let receiver = Receiver::start().await;
-    let operator = world.operator_with("controller", &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.url)]);
+    let operator = env.operator_with("controller", &[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.url)]);
     let port = probe_port(&operator).await;
     let prometheus = Prometheus::scraping(port);
-    let job = apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    let job = apply_job(&env, "run", json!({"syncType": "Full"})).await;
     let trace = job.metadata.uid.unwrap().replace('-', "");
     for metric in ["sync_run_duration_seconds", "sync_batch_duration_seconds", "sync_queue_claim_latency_seconds"] {
         let query = format!("{metric}_bucket");
@@ -250,9 +250,9 @@ fn value(text: &str, metric: &str) -> Option<f64> {
 
 #[tokio::test]
 async fn a_schedule_is_overdue_while_there_is_no_worker() {
-    let world = TestEnv::new().await;
-    let replicas = replicas(&world, &["--workers", "0"]).await;
-    apply_schedule(&world, "users", json!({"interval": "2s", "immediate": true})).await;
+    let env = TestEnv::new().await;
+    let replicas = replicas(&env, &["--workers", "0"]).await;
+    apply_schedule(&env, "users", json!({"interval": "2s", "immediate": true})).await;
     let leader = replicas[0].port;
     let overdue = r#"sync_schedules{state="overdue"}"#;
     let waits = eventually("the schedule is overdue, and its run waits", async || {
@@ -264,7 +264,7 @@ async fn a_schedule_is_overdue_while_there_is_no_worker() {
     let standby = get(replicas[1].port, "/metrics").await.unwrap().1;
     assert!(!standby.contains("sync_schedules") && standby.contains("sync_queue_oldest"), "{standby}");
 
-    let worker = world.operator("worker", &[]);
+    let worker = env.operator("worker", &[]);
     let port = probe_port(&worker).await;
     eventually("the schedule is not overdue any more", async || {
         (value(&get(leader, "/metrics").await?.1, overdue)? < 0.5).then_some(())

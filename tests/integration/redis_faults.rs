@@ -22,10 +22,10 @@ use crate::{
 const USERS: i32 = 5_000;
 const ARGS: [&str; 4] = ["--lease-duration", "2s", "--resync-interval", "1s"];
 
-async fn world(redis: String) -> TestEnv {
-    let world = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
-    world.seed(USERS, 0).await;
-    world
+async fn env(redis: String) -> TestEnv {
+    let env = TestEnv::on(Servers { redis, ..Servers::shared() }).await;
+    env.seed(USERS, 0).await;
+    env
 }
 
 /// A spec of a run that takes some seconds, and stamps this field.
@@ -37,14 +37,14 @@ fn slow_on(field: &str) -> Value {
 }
 
 /// The run is complete, no attempt was spent, and each document carries its start.
-async fn assert_done(world: &TestEnv, job: &SyncJob, field: &str) {
+async fn assert_done(env: &TestEnv, job: &SyncJob, field: &str) {
     let status = job.status.as_ref().unwrap();
     assert!(is_complete(job), "{field}: {status:?}");
     let (counts, users) = (status.counts.unwrap(), i64::from(USERS));
     assert_eq!((counts.processed, counts.updated, counts.failed), (users, users, 0), "{field}");
     assert_eq!(status.attempts, Some(0), "{field}");
     let start = DateTime::from_millis(status.start_time.as_ref().unwrap().0.as_millisecond());
-    assert_eq!(world.count(doc! {field: start}).await, USERS as u64, "{field}");
+    assert_eq!(env.count(doc! {field: start}).await, USERS as u64, "{field}");
 }
 
 /// Scenario 7 of the fault list.
@@ -52,15 +52,15 @@ async fn assert_done(world: &TestEnv, job: &SyncJob, field: &str) {
 async fn redis_loses_all_data_during_a_run() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let world = world(redis.url()).await;
-    let (operator, _) = world.all(&ARGS);
-    apply_job(&world, "run", slow_on("lastSynced")).await;
-    wait_until_running(&world, "run").await;
-    let before = world.jobs().get("run").await.unwrap().status.unwrap();
+    let env = env(redis.url()).await;
+    let (operator, _) = env.all(&ARGS);
+    apply_job(&env, "run", slow_on("lastSynced")).await;
+    wait_until_running(&env, "run").await;
+    let before = env.jobs().get("run").await.unwrap().status.unwrap();
     redis.ask::<()>("FLUSHALL").await;
     eventually("the worker logs the lost lease", async || operator.log().contains("lease lost").then_some(())).await;
-    let job = finished(&world, "run").await;
-    assert_done(&world, &job, "lastSynced").await;
+    let job = finished(&env, "run").await;
+    assert_done(&env, &job, "lastSynced").await;
     assert_eq!(job.status.unwrap().start_time, before.start_time);
     assert_eq!(lines(&operator.log(), "run enqueued"), 2);
 }
@@ -70,17 +70,17 @@ async fn redis_loses_all_data_during_a_run() {
 #[tokio::test]
 async fn a_failover_of_redis_loses_acknowledged_writes() {
     let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;
-    let world = world(watched.url()).await;
-    let (operator, _) = world.all(&ARGS);
-    apply_job(&world, "before", slow_on("before")).await;
+    let env = env(watched.url()).await;
+    let (operator, _) = env.all(&ARGS);
+    apply_job(&env, "before", slow_on("before")).await;
     for name in ["claimed", "ended"] {
         let mut spec = if name == "claimed" { slow_on(name) } else { json!({"syncType": "Full"}) };
         spec["suspended"] = json!(true);
-        apply_job(&world, name, spec).await;
-        phase(&world, name, Phase::Suspended).await;
+        apply_job(&env, name, spec).await;
+        phase(&env, name, Phase::Suspended).await;
     }
-    wait_until_running(&world, "before").await;
-    let parked = format!("ZCARD {{sync:{}}}:parked", world.name);
+    wait_until_running(&env, "before").await;
+    let parked = format!("ZCARD {{sync:{}}}:parked", env.name);
     eventually("the replica has both", async || (watched.replica.ask::<i64>(&parked).await == 2).then_some(())).await;
     for setting in ["masteruser nobody", "masterauth wrong"] {
         watched.replica.ask::<()>(&format!("CONFIG SET {setting}")).await;
@@ -93,20 +93,20 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
 
     let resume = Patch::Merge(json!({"spec": {"suspended": false}}));
     for name in ["claimed", "ended"] {
-        world.jobs().patch(name, &PatchParams::default(), &resume).await.unwrap();
+        env.jobs().patch(name, &PatchParams::default(), &resume).await.unwrap();
     }
-    apply_job(&world, "made", slow_on("made")).await;
-    let ended = finished(&world, "ended").await;
+    apply_job(&env, "made", slow_on("made")).await;
+    let ended = finished(&env, "ended").await;
     for name in ["claimed", "made"] {
-        wait_until_running(&world, name).await;
+        wait_until_running(&env, name).await;
     }
     watched.master.kill();
 
     for name in ["before", "claimed", "made"] {
-        assert_done(&world, &finished(&world, name).await, name).await;
+        assert_done(&env, &finished(&env, name).await, name).await;
     }
     assert!(lines(&operator.log(), "lease lost") >= 1, "the worker of a lost claim is notified");
-    assert_eq!(world.jobs().get("ended").await.unwrap().status, ended.status, "an end is final");
+    assert_eq!(env.jobs().get("ended").await.unwrap().status, ended.status, "an end is final");
 }
 
 /// Scenario 10 of the fault list.
@@ -114,15 +114,15 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
 async fn a_full_redis_is_reported() {
     let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]);
     redis.connect().await;
-    let world = world(redis.url()).await;
-    let (operator, _) = world.all(&ARGS);
+    let env = env(redis.url()).await;
+    let (operator, _) = env.all(&ARGS);
     eventually("the policy is reported", async || operator.log().contains("noeviction").then_some(())).await;
     for setting in ["maxmemory-policy noeviction", "maxmemory 1"] {
         redis.ask::<()>(&format!("CONFIG SET {setting}")).await;
     }
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
     let condition = eventually("the SyncJob reports the error", async || {
-        let status = world.jobs().get("run").await.ok()?.status?;
+        let status = env.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
@@ -132,7 +132,7 @@ async fn a_full_redis_is_reported() {
     })
     .await;
     redis.ask::<()>("CONFIG SET maxmemory 0").await;
-    assert!(is_complete(&finished(&world, "run").await));
+    assert!(is_complete(&finished(&env, "run").await));
     let log = operator.log();
     let counts = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
         .map(|text| lines(&log, text));
@@ -144,27 +144,27 @@ async fn a_full_redis_is_reported() {
 async fn a_missing_right_in_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let mut world = world(redis.url()).await;
-    add_redis_user(&redis.url(), &world.name).await;
+    let mut env = env(redis.url()).await;
+    add_redis_user(&redis.url(), &env.name).await;
     let port = redis.port;
-    world.servers.redis = format!("redis://{}:password@127.0.0.1:{port}", world.name);
-    let (operator, _) = world.all(&ARGS);
-    apply_job(&world, "before", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&world, "before").await));
+    env.servers.redis = format!("redis://{}:password@127.0.0.1:{port}", env.name);
+    let (operator, _) = env.all(&ARGS);
+    apply_job(&env, "before", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&env, "before").await));
     let refused: Vec<redis::Value> = redis.ask("ACL LOG").await;
     assert!(refused.is_empty(), "{refused:?}");
 
-    redis.ask::<()>(&format!("ACL SETUSER {} -hset", world.name)).await;
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
+    redis.ask::<()>(&format!("ACL SETUSER {} -hset", env.name)).await;
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
     let condition = eventually("the SyncJob reports the error", async || {
-        let status = world.jobs().get("run").await.ok()?.status?;
+        let status = env.jobs().get("run").await.ok()?.status?;
         find(&status.conditions, "Reconciling").filter(|found| found.reason == "QueueUnavailable").cloned()
     })
     .await;
     assert!(condition.message.contains("NOPERM: its user lacks a right"), "{}", condition.message);
     eventually("it is logged", async || operator.log().contains("NOPERM: its user lacks a right").then_some(())).await;
-    redis.ask::<()>(&format!("ACL SETUSER {} +hset", world.name)).await;
-    assert!(is_complete(&finished(&world, "run").await));
+    redis.ask::<()>(&format!("ACL SETUSER {} +hset", env.name)).await;
+    assert!(is_complete(&finished(&env, "run").await));
 }
 
 /// A replica refuses writes. The log distinguishes it from a Redis that does not answer.
@@ -172,16 +172,16 @@ async fn a_missing_right_in_redis_is_reported() {
 async fn a_read_only_redis_is_reported() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let world = world(redis.url()).await;
-    let (operator, _) = world.all(&ARGS);
-    apply_job(&world, "before", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&world, "before").await));
+    let env = env(redis.url()).await;
+    let (operator, _) = env.all(&ARGS);
+    apply_job(&env, "before", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&env, "before").await));
     redis.ask::<()>("REPLICAOF 127.0.0.1 1").await;
     eventually("it is logged", async || {
         operator.log().contains("READONLY: it is a replica, which accepts no writes").then_some(())
     })
     .await;
     redis.ask::<()>("REPLICAOF NO ONE").await;
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&world, "run").await));
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&env, "run").await));
 }

@@ -46,10 +46,10 @@ pub struct Replica {
 }
 
 /// Three controllers, the leader first.
-pub async fn replicas(world: &TestEnv, args: &[&str]) -> Vec<Replica> {
+pub async fn replicas(env: &TestEnv, args: &[&str]) -> Vec<Replica> {
     let mut replicas = Vec::new();
     for _ in 0..3 {
-        let process = world.operator("controller", &[&["--resync-interval", "1s"], args].concat());
+        let process = env.operator("controller", &[&["--resync-interval", "1s"], args].concat());
         let port = probe_port(&process).await;
         replicas.push(Replica { process, port });
     }
@@ -71,43 +71,43 @@ pub async fn leader_of(replicas: &[Replica]) -> usize {
 }
 
 /// Creates a SyncJob, and returns the time until a controller has enqueued it.
-async fn measure_enqueue(world: &TestEnv, name: &str) -> Duration {
+async fn measure_enqueue(env: &TestEnv, name: &str) -> Duration {
     let began = Instant::now();
-    apply_job(world, name, json!({"syncType": "Full"})).await;
-    eventually("a controller enqueues the run", async || world.jobs().get(name).await.ok()?.status).await;
+    apply_job(env, name, json!({"syncType": "Full"})).await;
+    eventually("a controller enqueues the run", async || env.jobs().get(name).await.ok()?.status).await;
     let took = began.elapsed();
-    finished(world, name).await;
+    finished(env, name).await;
     took
 }
 
-async fn lease(world: &TestEnv) -> Lease {
-    let leases: Api<Lease> = Api::default_namespaced(world.client.clone());
-    leases.get(&format!("sync-operator-{}", world.name)).await.unwrap()
+async fn lease(env: &TestEnv) -> Lease {
+    let leases: Api<Lease> = Api::default_namespaced(env.client.clone());
+    leases.get(&format!("sync-operator-{}", env.name)).await.unwrap()
 }
 
 #[tokio::test]
 async fn another_controller_leads_within_15_s_of_a_kill() {
-    let world = TestEnv::new().await;
-    let mut replicas = replicas(&world, &DEFAULT).await;
-    measure_enqueue(&world, "before").await;
+    let env = TestEnv::new().await;
+    let mut replicas = replicas(&env, &DEFAULT).await;
+    measure_enqueue(&env, "before").await;
     replicas.remove(0).process.signal("KILL");
-    let took = measure_enqueue(&world, "after").await;
+    let took = measure_enqueue(&env, "after").await;
     println!("a SyncJob was queued {took:?} after the leader was killed");
     assert!(took < Duration::from_secs(15), "{took:?}");
     leader_of(&replicas).await;
-    assert_eq!(lease(&world).await.spec.unwrap().lease_transitions, Some(1));
+    assert_eq!(lease(&env).await.spec.unwrap().lease_transitions, Some(1));
 }
 
 #[tokio::test]
 async fn a_leader_that_stops_is_replaced_within_2_s() {
-    let world = TestEnv::new().await;
-    let mut replicas = replicas(&world, &DEFAULT).await;
+    let env = TestEnv::new().await;
+    let mut replicas = replicas(&env, &DEFAULT).await;
     let mut took = Vec::new();
     for name in ["first", "second"] {
         let leader = leader_of(&replicas).await;
         let mut leader = replicas.remove(leader).process;
         leader.signal("TERM");
-        took.push(measure_enqueue(&world, name).await);
+        took.push(measure_enqueue(&env, name).await);
         assert_eq!(leader.stop_and_wait().await, Some(0));
     }
     println!("a SyncJob was queued {took:?} after the leader received SIGTERM");
@@ -119,25 +119,25 @@ async fn a_leader_that_stops_is_replaced_within_2_s() {
 /// A Lease that a stopping controller takes would delay the next leader until its end.
 #[tokio::test]
 async fn controllers_that_stop_together_release_the_lease() {
-    let world = TestEnv::new().await;
-    let replicas = replicas(&world, &DEFAULT).await;
+    let env = TestEnv::new().await;
+    let replicas = replicas(&env, &DEFAULT).await;
     for replica in &replicas {
         replica.process.signal("TERM");
     }
     for replica in replicas {
         assert_eq!(replica.process.stop().await, Some(0));
     }
-    let spec = lease(&world).await.spec.unwrap();
+    let spec = lease(&env).await.spec.unwrap();
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some(""), Some(0)));
 }
 
 #[tokio::test]
 async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
-    let world = TestEnv::new().await;
-    let user = format!("controller-{}", world.name);
+    let env = TestEnv::new().await;
+    let user = format!("controller-{}", env.name);
     let (groups, verbs) = (["sync.codex.dev", "events.k8s.io"], ["*"]);
-    allow(&world, &user, &world.name, json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}])).await;
-    let controller = world.operator_on(&world.as_user(&user), "controller", &["--workers", "0"]);
+    allow(&env, &user, &env.name, json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}])).await;
+    let controller = env.operator_on(&env.as_user(&user), "controller", &["--workers", "0"]);
     let port = probe_port(&controller).await;
     let readyz = async || {
         let (code, body) = get(port, "/readyz").await?;
@@ -148,38 +148,38 @@ async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
     assert!(log.lines().any(|line| line.contains("the Lease cannot be") && line.contains("forbidden")), "{log}");
 
     let leases = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
-    allow(&world, &user, "default", leases).await;
+    allow(&env, &user, "default", leases).await;
     eventually("nothing is missing", async || readyz().await.filter(|seen| *seen == (200, Value::Null))).await;
     eventually("it leads", async || leads(port).await.then_some(())).await;
 }
 
 /// Gives a user rights in a namespace.
-async fn allow(world: &TestEnv, user: &str, namespace: &str, rules: Value) {
+async fn allow(env: &TestEnv, user: &str, namespace: &str, rules: Value) {
     let metadata = json!({"name": user});
     let role = json!({"metadata": metadata, "rules": rules});
     let of = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": user});
     let binding = json!({"metadata": metadata, "roleRef": of("Role"), "subjects": [of("User")]});
     let params = PostParams::default();
-    let roles: Api<Role> = Api::namespaced(world.client.clone(), namespace);
+    let roles: Api<Role> = Api::namespaced(env.client.clone(), namespace);
     roles.create(&params, &serde_json::from_value(role).unwrap()).await.unwrap();
-    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), namespace);
+    let bindings: Api<RoleBinding> = Api::namespaced(env.client.clone(), namespace);
     bindings.create(&params, &serde_json::from_value(binding).unwrap()).await.unwrap();
 }
 
 /// Scenario 15 of the fault list.
 #[tokio::test]
 async fn a_leader_paused_beyond_its_lease_writes_no_more() {
-    let world = TestEnv::new().await;
-    let replicas = replicas(&world, &[]).await;
-    apply_schedule(&world, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
-    let jobs = world.jobs();
+    let env = TestEnv::new().await;
+    let replicas = replicas(&env, &[]).await;
+    apply_schedule(&env, "users", json!({"interval": "1s", "concurrencyPolicy": "Allow"})).await;
+    let jobs = env.jobs();
     let made = async || jobs.list(&ListParams::default()).await.unwrap().items;
     eventually("a run is created", async || (!made().await.is_empty()).then_some(())).await;
 
     let paused = &replicas[0];
     paused.process.signal("STOP");
-    let holder = lease(&world).await.spec.unwrap().holder_identity;
-    eventually("another leader", async || (lease(&world).await.spec?.holder_identity != holder).then_some(())).await;
+    let holder = lease(&env).await.spec.unwrap().holder_identity;
+    eventually("another leader", async || (lease(&env).await.spec?.holder_identity != holder).then_some(())).await;
     let since = Timestamp::now();
     paused.process.signal("CONT");
     eventually("the old leader has stopped leading", async || (!leads(paused.port).await).then_some(())).await;
@@ -190,7 +190,7 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
     .await;
     assert!(paused.process.log().contains("lost leadership"));
     let events_by = async |by: bool| {
-        let events = events(&world).await;
+        let events = events(&env).await;
         let later = events.iter().filter(|event| event.event_time.as_ref().is_some_and(|time| time.0 > since));
         later.filter(|event| (event.reporting_instance == holder) == by).count()
     };
@@ -209,10 +209,10 @@ async fn a_leader_paused_beyond_its_lease_writes_no_more() {
 
 #[tokio::test]
 async fn a_single_controller_leads_again_after_a_long_pause() {
-    let world = TestEnv::new().await;
-    let controller = world.operator("controller", &[]);
-    apply_schedule(&world, "users", json!({"interval": "5s"})).await;
-    let schedules = world.schedules();
+    let env = TestEnv::new().await;
+    let controller = env.operator("controller", &[]);
+    apply_schedule(&env, "users", json!({"interval": "5s"})).await;
+    let schedules = env.schedules();
     // No run is active then: only the next slot is left to do.
     let settled = async |runs: i64| {
         let status = schedules.get("users").await.ok()?.status?;
@@ -232,9 +232,9 @@ async fn a_single_controller_leads_again_after_a_long_pause() {
 
 #[tokio::test]
 async fn probes_report_the_leader_and_the_state_of_workers() {
-    let world = TestEnv::new().await;
-    let replicas = replicas(&world, &[]).await;
-    let identity = lease(&world).await.spec.unwrap().holder_identity.unwrap();
+    let env = TestEnv::new().await;
+    let replicas = replicas(&env, &[]).await;
+    let identity = lease(&env).await.spec.unwrap().holder_identity.unwrap();
     for (index, replica) in replicas.iter().enumerate() {
         let body = eventually("the probe reports the leader", async || {
             let (code, body) = get(replica.port, "/readyz").await?;
@@ -246,7 +246,7 @@ async fn probes_report_the_leader_and_the_state_of_workers() {
         let (_, metrics) = get(replica.port, "/metrics").await.unwrap();
         assert!(metrics.contains(&format!("sync_leader {}\n", u8::from(index == 0))), "{metrics}");
     }
-    let worker = world.operator("worker", &[]);
+    let worker = env.operator("worker", &[]);
     let port = probe_port(&worker).await;
     let ready = async || get(port, "/readyz").await.filter(|(code, _)| *code == 200);
     let (_, body) = eventually("the worker is ready", ready).await;

@@ -42,9 +42,9 @@ async fn own_redis() -> Redis {
     redis
 }
 
-async fn patch(world: &TestEnv, name: &str, spec: serde_json::Value) {
+async fn patch(env: &TestEnv, name: &str, spec: serde_json::Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
-    world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 /// A spec of a run that takes some seconds for a thousand documents, and stamps this field.
@@ -213,61 +213,61 @@ async fn a_full_redis_keeps_its_runs_and_starts_none() {
 #[tokio::test]
 async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     let mut redis = own_redis().await;
-    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
-    world.seed(1000, 0).await;
-    let (_operator, _) = world.all(&ARGS);
+    let env = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    env.seed(1000, 0).await;
+    let (_operator, _) = env.all(&ARGS);
     for name in ["cancelled", "claimed"] {
         let mut spec = slow_on(name);
         spec["suspended"] = json!(true);
-        apply_job(&world, name, spec).await;
-        phase(&world, name, Phase::Suspended).await;
+        apply_job(&env, name, spec).await;
+        phase(&env, name, Phase::Suspended).await;
     }
     let dump = redis.dump().await;
     for name in ["cancelled", "claimed"] {
-        patch(&world, name, json!({"suspended": false})).await;
-        wait_until_running(&world, name).await;
+        patch(&env, name, json!({"suspended": false})).await;
+        wait_until_running(&env, name).await;
     }
-    patch(&world, "cancelled", json!({"cancelled": true})).await;
-    let ended = finished(&world, "cancelled").await;
-    let before = world.jobs().get("claimed").await.unwrap().status.unwrap();
+    patch(&env, "cancelled", json!({"cancelled": true})).await;
+    let ended = finished(&env, "cancelled").await;
+    let before = env.jobs().get("claimed").await.unwrap().status.unwrap();
     redis.restore(Some(&dump)).await;
 
-    let done = finished(&world, "claimed").await;
+    let done = finished(&env, "claimed").await;
     assert!(is_complete(&done), "{:?}", done.status);
     let start = done.status.unwrap().start_time.unwrap();
     assert_eq!(Some(&start), before.start_time.as_ref(), "the start does not change");
     let stamp = DateTime::from_millis(start.0.as_millisecond());
-    assert_eq!(world.count(doc! {"claimed": stamp}).await, 1000);
-    let stamped = world.count(doc! {"cancelled": {"$exists": true}}).await;
+    assert_eq!(env.count(doc! {"claimed": stamp}).await, 1000);
+    let stamped = env.count(doc! {"cancelled": {"$exists": true}}).await;
     assert!(stamped < 1000, "the run was cancelled before its end");
     sleep(LEASE * 2).await;
-    assert_eq!(world.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "the run does not continue");
-    assert_eq!(world.jobs().get("cancelled").await.unwrap().status, ended.status);
-    assert_eq!(world.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have the run any more");
+    assert_eq!(env.count(doc! {"cancelled": {"$exists": true}}).await, stamped, "the run does not continue");
+    assert_eq!(env.jobs().get("cancelled").await.unwrap().status, ended.status);
+    assert_eq!(env.queue().get(&ended.uid().unwrap()).await.unwrap(), None, "Redis does not have the run any more");
 }
 
 #[tokio::test]
 async fn suspended_time_survives_a_loss_of_redis() {
     let redis = own_redis().await;
-    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
-    world.seed(1000, 0).await;
-    let (_operator, _) = world.all(&ARGS);
+    let env = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    env.seed(1000, 0).await;
+    let (_operator, _) = env.all(&ARGS);
     let mut spec = slow_on("lastSynced");
     spec["activeDeadline"] = json!("10m");
     spec["suspended"] = json!(true);
-    let uid = apply_job(&world, "run", spec).await.uid().unwrap();
-    phase(&world, "run", Phase::Suspended).await;
+    let uid = apply_job(&env, "run", spec).await.uid().unwrap();
+    phase(&env, "run", Phase::Suspended).await;
     // The run seems to have started 61 minutes ago, and to be suspended since a minute later.
     let ago = |minutes| (Timestamp::now() - SignedDuration::from_mins(minutes)).as_millisecond();
-    let key = format!("{{sync:{}}}:run:{uid}", world.name);
+    let key = format!("{{sync:{}}}:run:{uid}", env.name);
     let started = ago(61);
     redis.ask::<()>(&format!("HSET {key} started {started} parked_at {}", ago(60))).await;
-    patch(&world, "run", json!({"suspended": false})).await;
-    wait_until_running(&world, "run").await;
-    let status = world.jobs().get("run").await.unwrap().status.unwrap();
+    patch(&env, "run", json!({"suspended": false})).await;
+    wait_until_running(&env, "run").await;
+    let status = env.jobs().get("run").await.unwrap().status.unwrap();
     assert!(status.suspended_for.unwrap().parse().unwrap() >= Duration::from_hours(1));
     redis.ask::<()>("FLUSHALL").await;
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert!(is_complete(&job), "{:?}", job.status);
     let status = job.status.unwrap();
     assert_eq!(status.start_time.unwrap().0.as_millisecond(), started, "the start did not change");
@@ -287,7 +287,7 @@ struct EndedRun {
 }
 
 struct Storm {
-    world: TestEnv,
+    env: TestEnv,
     redis: Redis,
     dumps: Vec<Vec<u8>>,
     random: StdRng,
@@ -297,12 +297,12 @@ struct Storm {
 
 impl Storm {
     async fn jobs(&self) -> Vec<SyncJob> {
-        self.world.jobs().list(&ListParams::default()).await.unwrap().items
+        self.env.jobs().list(&ListParams::default()).await.unwrap().items
     }
 
     /// The fields that any document has.
     async fn fields(&self) -> BTreeSet<String> {
-        let users = self.world.database.collection::<Document>("users");
+        let users = self.env.database.collection::<Document>("users");
         let mut found = users.find(doc! {}).projection(doc! {"padding": 0, "email": 0}).await.unwrap();
         let mut fields = BTreeSet::new();
         while found.advance().await.unwrap() {
@@ -337,10 +337,10 @@ impl Storm {
             watched.is_cleared = true;
             if is_complete(&job) {
                 let stamp = DateTime::from_millis(status.start_time.unwrap().0.as_millisecond());
-                let stamped = self.world.count(doc! {field_of(&name): stamp}).await;
+                let stamped = self.env.count(doc! {field_of(&name): stamp}).await;
                 assert_eq!(stamped, 1000, "{name} {:?}", self.history);
             }
-            let users = self.world.database.collection::<Document>("users");
+            let users = self.env.database.collection::<Document>("users");
             users.update_many(doc! {}, doc! {"$unset": {field_of(&name): ""}}).await.unwrap();
         }
         let fields = self.fields().await;
@@ -384,7 +384,7 @@ impl Storm {
             let mut spec = slow_on(&field_of(name));
             spec["suspended"] = json!(self.random.random_bool(0.2));
             spec["priority"] = json!(self.random.random_range(-2..3));
-            apply_job(&self.world, name, spec).await;
+            apply_job(&self.env, name, spec).await;
         }
         self.dumps.push(self.redis.dump().await);
         let faults = self.random.random_range(1..3);
@@ -393,11 +393,11 @@ impl Storm {
             let name = names.choose(&mut self.random).unwrap().clone();
             match self.random.random_range(0..5) {
                 0 => {
-                    patch(&self.world, &name, json!({"cancelled": true})).await;
+                    patch(&self.env, &name, json!({"cancelled": true})).await;
                     cancelled.push(name.clone());
                     self.history.push(format!("{name} cancelled"));
                 }
-                1 => patch(&self.world, &name, json!({"suspended": self.random.random_bool(0.5)})).await,
+                1 => patch(&self.env, &name, json!({"suspended": self.random.random_bool(0.5)})).await,
                 _ => {}
             }
             self.check_runs().await;
@@ -407,7 +407,7 @@ impl Storm {
             }
         }
         for name in &names {
-            patch(&self.world, name, json!({"suspended": false})).await;
+            patch(&self.env, name, json!({"suspended": false})).await;
         }
         let until = Instant::now() + Duration::from_secs(90);
         while !self.check_runs().await {
@@ -428,10 +428,10 @@ impl Storm {
 }
 
 /// The data of another installation, with a run that would stamp the documents of this one.
-async fn foreign_dump(world: &TestEnv) -> Vec<u8> {
+async fn foreign_dump(env: &TestEnv) -> Vec<u8> {
     let redis = own_redis().await;
-    let queue = Queue::new(&redis.url(), &world.name, LEASE).unwrap();
-    for (uid, namespace) in [("foreign-1", "elsewhere"), ("foreign-2", world.name.as_str())] {
+    let queue = Queue::new(&redis.url(), &env.name, LEASE).unwrap();
+    for (uid, namespace) in [("foreign-1", "elsewhere"), ("foreign-2", env.name.as_str())] {
         let spec = serde_json::from_value(slow_on("foreign")).unwrap();
         let payload = Payload { namespace: namespace.to_owned(), name: uid.to_owned(), spec };
         let payload = serde_json::to_string(&payload).unwrap();
@@ -449,12 +449,12 @@ async fn restore_storms_run_nothing_twice() {
         (number("ROUNDS").unwrap_or(5), number("SEED").unwrap_or_else(rand::random::<u64>) % 1_000_000);
     eprintln!("{rounds} rounds of restores, SEED={seed}");
     let redis = own_redis().await;
-    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
-    world.seed(1000, 0).await;
-    let foreign = foreign_dump(&world).await;
-    let (_operator, _) = world.all(&ARGS);
+    let env = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    env.seed(1000, 0).await;
+    let foreign = foreign_dump(&env).await;
+    let (_operator, _) = env.all(&ARGS);
     let random = StdRng::seed_from_u64(seed);
-    let mut storm = Storm { world, redis, dumps: Vec::new(), random, watched: BTreeMap::new(), history: Vec::new() };
+    let mut storm = Storm { env, redis, dumps: Vec::new(), random, watched: BTreeMap::new(), history: Vec::new() };
     for round in 0..rounds {
         storm.history.clear();
         let began = Instant::now();
@@ -475,32 +475,32 @@ fn exported(job: &SyncJob) -> SyncJob {
 
 #[tokio::test]
 async fn a_restored_export_executes_no_slot_that_is_over() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (_operator, _) = world.all(&ARGS);
-    apply_schedule(&world, "users", json!({"interval": "24h", "startingDeadline": "1s", "immediate": true})).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (_operator, _) = env.all(&ARGS);
+    apply_schedule(&env, "users", json!({"interval": "24h", "startingDeadline": "1s", "immediate": true})).await;
     let run = eventually("the run is complete", async || {
-        let jobs = world.jobs().list(&ListParams::default()).await.unwrap();
+        let jobs = env.jobs().list(&ListParams::default()).await.unwrap();
         jobs.items.into_iter().find(is_complete)
     })
     .await;
-    world.schedules().delete("users", &DeleteParams::default()).await.unwrap();
-    world.jobs().delete(&run.name_any(), &DeleteParams::default()).await.ok();
+    env.schedules().delete("users", &DeleteParams::default()).await.unwrap();
+    env.jobs().delete(&run.name_any(), &DeleteParams::default()).await.ok();
     eventually("the objects are deleted", async || {
-        world.jobs().get_opt(&run.name_any()).await.unwrap().is_none().then_some(())
+        env.jobs().get_opt(&run.name_any()).await.unwrap().is_none().then_some(())
     })
     .await;
     let deadline: Timestamp = run.annotations()[STARTING_DEADLINE_ANNOTATION].parse().unwrap();
     let later = deadline + SignedDuration::from_secs(1);
     eventually("the slot is over", async || (Timestamp::now() > later).then_some(())).await;
     let stamped =
-        async || world.count(doc! {"lastSynced": {"$gt": DateTime::from_millis(later.as_millisecond())}}).await;
-    world.jobs().create(&PostParams::default(), &exported(&run)).await.unwrap();
-    let restored = finished(&world, &run.name_any()).await;
+        async || env.count(doc! {"lastSynced": {"$gt": DateTime::from_millis(later.as_millisecond())}}).await;
+    env.jobs().create(&PostParams::default(), &exported(&run)).await.unwrap();
+    let restored = finished(&env, &run.name_any()).await;
     assert_eq!(reason(&restored, "Failed").as_deref(), Some("StartingDeadlineExceeded"));
     assert_eq!(stamped().await, 0);
-    apply_job(&world, "by-hand", json!({"syncType": "Full"})).await;
-    assert!(is_complete(&finished(&world, "by-hand").await));
+    apply_job(&env, "by-hand", json!({"syncType": "Full"})).await;
+    assert!(is_complete(&finished(&env, "by-hand").await));
     assert_eq!(stamped().await, 10);
 }
 

@@ -51,15 +51,15 @@ fn paged() -> Value {
 }
 
 /// Makes the run of pages fail after it has marked some documents: MongoDB refuses the mark of this one.
-async fn refuse_mark(world: &TestEnv, id: i32) {
+async fn refuse_mark(env: &TestEnv, id: i32) {
     let rule = doc! {"$nor": [{"_id": id, "missingSince": {"$exists": true}}]};
-    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    env.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
 }
 
 /// Inserts users with unusual fields and types.
-async fn seed(world: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
-    let users = world.database.collection::<Document>("users");
-    let listed = confirmed(&world.name, "people");
+async fn seed(env: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
+    let users = env.database.collection::<Document>("users");
+    let listed = confirmed(&env.name, "people");
     let odd = |id: i32| match id % 4 {
         0 => {
             doc! {"_id": id, "_sync": listed.clone(), "padding": "x", "profile": {"name": "old", "age": id}, "z": f64::NAN}
@@ -69,11 +69,11 @@ async fn seed(world: &TestEnv, count: i32) -> Vec<RawDocumentBuf> {
         _ => doc! {"_id": id, "lastSynced": "never", "": {"$set": 1}},
     };
     users.insert_many((0..count).map(odd)).await.unwrap();
-    all(world).await
+    all(env).await
 }
 
-async fn all(world: &TestEnv) -> Vec<RawDocumentBuf> {
-    let users = world.database.collection::<RawDocumentBuf>("users");
+async fn all(env: &TestEnv) -> Vec<RawDocumentBuf> {
+    let users = env.database.collection::<RawDocumentBuf>("users");
     users.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap()
 }
 
@@ -82,14 +82,14 @@ fn stall_after(upstream: &Upstream, requests: usize) {
     upstream.decide(move |number| (number > requests).then_some(Instead::Silence(Duration::from_secs(60))));
 }
 
-async fn journals(world: &TestEnv) -> Vec<String> {
-    let names = world.database.list_collection_names().await.unwrap();
+async fn journals(env: &TestEnv) -> Vec<String> {
+    let names = env.database.list_collection_names().await.unwrap();
     names.into_iter().filter(|name| name.starts_with("sync_journal.")).collect()
 }
 
-async fn patch(world: &TestEnv, name: &str, spec: Value) {
+async fn patch(env: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
-    world.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 fn restored_documents(status: &SyncJobStatus) -> Option<i64> {
@@ -98,65 +98,65 @@ fn restored_documents(status: &SyncJobStatus) -> Option<i64> {
 
 #[tokio::test]
 async fn a_failed_run_leaves_every_document_as_it_was() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(30).await);
-    let before = seed(&world, 40).await;
-    refuse_mark(&world, 34).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::with_people(30).await);
+    let before = seed(&env, 40).await;
+    refuse_mark(&env, 34).await;
+    let (_operator, _) = env.all(&ALLOWED);
     for (name, source, written, failed) in
         [("batches", json!({}), 39, ("17", "SourceError")), ("pages", paged(), 34, ("34", "ValidationFailed"))]
     {
         let broken = (name == "batches").then(|| ("17".to_owned(), Peculiar::Broken));
         upstream.state().users = broken.into_iter().collect();
-        apply_job(&world, name, failing(&upstream, &source)).await;
-        let status = finished(&world, name).await.status.unwrap();
+        apply_job(&env, name, failing(&upstream, &source)).await;
+        let status = finished(&env, name).await.status.unwrap();
         let (reason, message) = ended(&status);
         assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(written)), "{name}: {message}");
         assert!(message.ends_with(&format!("; {written} documents were restored")), "{message}");
         assert_eq!(failures(&status), [failed]);
         assert_eq!((status.attempts, status.attempt_history.len()), (Some(1), 1), "a rollback is no attempt");
-        assert!(all(&world).await == before, "{name}");
-        assert_eq!(journals(&world).await, [""; 0]);
-        wait_for_events(&world, name, &["RunFailed"]).await;
+        assert!(all(&env).await == before, "{name}");
+        assert_eq!(journals(&env).await, [""; 0]);
+        wait_for_events(&env, name, &["RunFailed"]).await;
     }
 }
 
 #[tokio::test]
 async fn a_run_that_completes_keeps_what_it_wrote_and_no_journal() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(50).await);
-    seed(&world, 40).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::with_people(50).await);
+    seed(&env, 40).await;
     // Journals of an unknown run: a recent one and an old one.
     for (uid, opened) in [("recent", DateTime::now()), ("old", DateTime::from_millis(0))] {
-        let journal = world.database.collection::<Document>(&format!("sync_journal.{uid}"));
+        let journal = env.database.collection::<Document>(&format!("sync_journal.{uid}"));
         journal.insert_one(doc! {"_id": bson::Bson::MinKey, "opened": opened}).await.unwrap();
     }
-    let (_operator, _) = world.all(&ALLOWED);
-    apply_job(&world, "all", failing(&upstream, &paged())).await;
-    let status = finished(&world, "all").await.status.unwrap();
+    let (_operator, _) = env.all(&ALLOWED);
+    apply_job(&env, "all", failing(&upstream, &paged())).await;
+    let status = finished(&env, "all").await.status.unwrap();
     assert_eq!((counts(&status), restored_documents(&status)), ((50, 0, 0), None), "{status:?}");
-    assert_eq!(world.count(doc! {"origin": "gitlab", "padding": {"$exists": false}}).await, 50);
-    eventually("the journal is dropped", async || (journals(&world).await == ["sync_journal.recent"]).then_some(()))
+    assert_eq!(env.count(doc! {"origin": "gitlab", "padding": {"$exists": false}}).await, 50);
+    eventually("the journal is dropped", async || (journals(&env).await == ["sync_journal.recent"]).then_some(()))
         .await;
 }
 
 #[tokio::test]
 async fn a_cancelled_run_is_rolled_back_except_later_changes() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let before = seed(&world, 40).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let before = seed(&env, 40).await;
     stall_after(&upstream, 4);
-    let (_operator, _) = world.all(&ALLOWED);
-    apply_job(&world, "users", failing(&upstream, &json!({}))).await;
-    eventually("20 are written", async || (world.count(doc! {"origin": "gitlab"}).await == 20).then_some(())).await;
-    patch(&world, "users", json!({"suspended": true})).await;
-    phase(&world, "users", Phase::Suspended).await;
-    let users = world.database.collection::<Document>("users");
+    let (_operator, _) = env.all(&ALLOWED);
+    apply_job(&env, "users", failing(&upstream, &json!({}))).await;
+    eventually("20 are written", async || (env.count(doc! {"origin": "gitlab"}).await == 20).then_some(())).await;
+    patch(&env, "users", json!({"suspended": true})).await;
+    phase(&env, "users", Phase::Suspended).await;
+    let users = env.database.collection::<Document>("users");
     users.update_one(doc! {"_id": 0}, doc! {"$set": {"profile.age": 99, "mine": 1}}).await.unwrap();
     users.update_one(doc! {"_id": 1}, doc! {"$set": {"origin": "mine"}}).await.unwrap();
     users.delete_one(doc! {"_id": 2}).await.unwrap();
 
-    patch(&world, "users", json!({"cancelled": true})).await;
-    let status = finished(&world, "users").await.status.unwrap();
+    patch(&env, "users", json!({"cancelled": true})).await;
+    let status = finished(&env, "users").await.status.unwrap();
     assert_eq!((ended(&status).0, restored_documents(&status)), ("Cancelled", Some(19)));
-    let after = all(&world).await;
+    let after = all(&env).await;
     assert!(after[2..] == before[3..], "no other client has changed these");
     let mut first: Document = (&*before[0]).try_into().unwrap();
     first.insert("mine", 1);
@@ -169,15 +169,15 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
 
 #[tokio::test]
 async fn documents_that_cannot_be_restored_are_reported_and_kept() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    seed(&world, 40).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    seed(&env, 40).await;
     upstream.state().users.insert("17".to_owned(), Peculiar::Gone);
     // The previous content of document 8 does not pass the new validator.
     let rule = doc! {"$or": [{"_id": {"$ne": 8}}, {"origin": "gitlab"}]};
-    world.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
-    let (_operator, _) = world.all(&ALLOWED);
-    let job = apply_job(&world, "users", failing(&upstream, &json!({}))).await;
-    let status = finished(&world, "users").await.status.unwrap();
+    env.database.run_command(doc! {"collMod": "users", "validator": rule}).await.unwrap();
+    let (_operator, _) = env.all(&ALLOWED);
+    let job = apply_job(&env, "users", failing(&upstream, &json!({}))).await;
+    let status = finished(&env, "users").await.status.unwrap();
     let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
     let (reason, message) = ended(&status);
     assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(38)), "{message}");
@@ -186,40 +186,40 @@ async fn documents_that_cannot_be_restored_are_reported_and_kept() {
     );
     assert!(message.ends_with(&expected), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);
-    assert_eq!(world.count(doc! {"origin": "gitlab"}).await, 1);
-    let entries = world.database.collection::<Document>(&journal);
+    assert_eq!(env.count(doc! {"origin": "gitlab"}).await, 1);
+    let entries = env.database.collection::<Document>(&journal);
     assert_eq!(entries.count_documents(doc! {"_id": 8, "before": {"$exists": true}}).await.unwrap(), 1);
     assert!(entries.list_index_names().await.unwrap().contains(&"expiry".to_owned()));
 }
 
 #[tokio::test]
 async fn a_rollback_continues_after_redis_lost_the_run() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let before = seed(&world, 40).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let before = seed(&env, 40).await;
     stall_after(&upstream, 4);
-    let (mut operator, _) = world.all(&ALLOWED);
-    let job = apply_job(&world, "users", failing(&upstream, &json!({}))).await;
-    eventually("some are written", async || (world.count(doc! {"origin": "gitlab"}).await >= 10).then_some(())).await;
-    phase(&world, "users", Phase::Running).await;
+    let (mut operator, _) = env.all(&ALLOWED);
+    let job = apply_job(&env, "users", failing(&upstream, &json!({}))).await;
+    eventually("some are written", async || (env.count(doc! {"origin": "gitlab"}).await >= 10).then_some(())).await;
+    phase(&env, "users", Phase::Running).await;
     operator.kill();
-    assert!(all(&world).await != before);
-    patch(&world, "users", json!({"cancelled": true})).await;
-    world.queue().remove(&job.metadata.uid.unwrap()).await.unwrap();
-    let (_second, _) = world.all(&ALLOWED);
-    let status = finished(&world, "users").await.status.unwrap();
+    assert!(all(&env).await != before);
+    patch(&env, "users", json!({"cancelled": true})).await;
+    env.queue().remove(&job.metadata.uid.unwrap()).await.unwrap();
+    let (_second, _) = env.all(&ALLOWED);
+    let status = finished(&env, "users").await.status.unwrap();
     assert_eq!(ended(&status).0, "Cancelled");
-    assert!(all(&world).await == before);
-    assert_eq!(journals(&world).await, [""; 0]);
+    assert!(all(&env).await == before);
+    assert_eq!(journals(&env).await, [""; 0]);
 }
 
-async fn target(world: &TestEnv, epoch: u64) -> TargetCollection {
+async fn target(env: &TestEnv, epoch: u64) -> TargetCollection {
     let spec = json!({
         "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
         "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
         "mapping": [{"from": "/name", "to": "name"}],
     });
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();
-    let deployment = Deployment::new(&world.servers.mongodb, &world.name, &[], None).await.unwrap();
+    let deployment = Deployment::new(&env.servers.mongodb, &env.name, &[], None).await.unwrap();
     deployment
         .target(&spec, "test", Timestamp::from_millisecond(1000).unwrap(), Timestamp::UNIX_EPOCH)
         .unwrap()
@@ -228,9 +228,9 @@ async fn target(world: &TestEnv, epoch: u64) -> TargetCollection {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
-    let world = TestEnv::new().await;
-    let before = seed(&world, 20).await;
-    let (lost, newer) = (target(&world, 1).await, target(&world, 2).await);
+    let env = TestEnv::new().await;
+    let before = seed(&env, 20).await;
+    let (lost, newer) = (target(&env, 1).await, target(&env, 2).await);
     lost.open_journal().await.unwrap();
     let write = async || {
         let batch = lost.batches(None).boxed().try_next().await.unwrap().unwrap();
@@ -240,8 +240,8 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     assert_eq!(write().await.unwrap().updated, 20);
 
     // A worker that stopped in the middle of a transaction.
-    let journal = world.database.collection::<Document>("sync_journal.run");
-    let mut open = world.database.client().start_session().await.unwrap();
+    let journal = env.database.collection::<Document>("sync_journal.run");
+    let mut open = env.database.client().start_session().await.unwrap();
     open.start_transaction().await.unwrap();
     journal.find_one(doc! {"_id": bson::Bson::MinKey}).session(&mut open).await.unwrap().unwrap();
     let rollback = tokio::spawn({
@@ -254,9 +254,9 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     })
     .await;
     let waits = doc! {"aggregate": 1, "cursor": {}, "pipeline": [
-    {"$currentOp": {}}, {"$match": {"command.dropIndexes": "sync_journal.run", "command.$db": world.name.as_str(), "waitingForLock": true}}]};
+    {"$currentOp": {}}, {"$match": {"command.dropIndexes": "sync_journal.run", "command.$db": env.name.as_str(), "waitingForLock": true}}]};
     eventually("the rollback waits for the transaction", async || {
-        let answer = world.database.client().database("admin").run_command(waits.clone()).await.unwrap();
+        let answer = env.database.client().database("admin").run_command(waits.clone()).await.unwrap();
         (!answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap().is_empty()).then_some(())
     })
     .await;
@@ -264,7 +264,7 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     open.abort_transaction().await.unwrap();
     rollback.await.unwrap().unwrap();
 
-    let users = world.database.collection::<Document>("users");
+    let users = env.database.collection::<Document>("users");
     users.update_many(doc! {}, doc! {"$unset": {"_sync": 1}}).await.unwrap();
     assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced");
     assert_eq!(lost.open_rollback().await.unwrap_err().outcome().reason, "Fenced");
@@ -272,10 +272,10 @@ async fn a_worker_that_lost_its_run_writes_nothing_after_a_rollback() {
     let put_back = newer.put_back(None).await.unwrap().unwrap();
     assert_eq!((put_back.documents, put_back.failures.len()), (20, 0));
     assert_eq!(newer.put_back(Some(&put_back.last)).await.unwrap(), None);
-    assert_eq!(world.count(doc! {"name": "new"}).await, 0);
+    assert_eq!(env.count(doc! {"name": "new"}).await, 0);
     newer.drop_journal().await.unwrap();
     assert_eq!(write().await.unwrap_err().outcome().reason, "Fenced", "also after the rollback");
-    assert_eq!(all(&world).await.len(), before.len());
+    assert_eq!(all(&env).await.len(), before.len());
 }
 
 const USERS: i32 = 20;
@@ -284,28 +284,28 @@ const SIDE_BY_SIDE: usize = 8;
 
 /// Kills the operator after a number of requests, lets another operator continue, and returns the number of requests.
 async fn round(requests: usize) -> usize {
-    let (world, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
-    let before = seed(&world, USERS).await;
-    refuse_mark(&world, 18).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::with_people(15).await);
+    let before = seed(&env, USERS).await;
+    refuse_mark(&env, 18).await;
     let limit = RequestLimit::new();
     let args = [&["--lease-duration", "1s"], &ALLOWED[..]].concat();
-    let mut first = start_leader_behind(&limit, &world, &args).await;
+    let mut first = start_leader_behind(&limit, &env, &args).await;
 
     limit.allow(requests);
-    apply_job(&world, "users", failing(&upstream, &paged())).await;
+    apply_job(&env, "users", failing(&upstream, &paged())).await;
     let used = select! {
         () = limit.cut.notified() => requests,
-        _ = finished(&world, "users") => limit.passed(requests),
+        _ = finished(&env, "users") => limit.passed(requests),
     };
     first.kill();
 
-    let (_second, _) = world.all(&args);
-    let status = finished(&world, "users").await.status.unwrap();
+    let (_second, _) = env.all(&args);
+    let status = finished(&env, "users").await.status.unwrap();
     let at = format!("killed after {used} requests");
     assert_eq!((ended(&status).0, restored_documents(&status)), ("TooManyFailed", Some(16)), "{at}");
-    assert!(all(&world).await == before, "{at}");
-    assert_eq!(journals(&world).await, [""; 0], "{at}");
-    world.database.drop().await.unwrap();
+    assert!(all(&env).await == before, "{at}");
+    assert_eq!(journals(&env).await, [""; 0], "{at}");
+    env.database.drop().await.unwrap();
     used
 }
 

@@ -54,9 +54,9 @@ pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     spec
 }
 
-pub async fn run(world: &TestEnv, name: &str, spec: Value) -> SyncJobStatus {
-    apply_job(world, name, spec).await;
-    finished(world, name).await.status.unwrap()
+pub async fn run(env: &TestEnv, name: &str, spec: Value) -> SyncJobStatus {
+    apply_job(env, name, spec).await;
+    finished(env, name).await.status.unwrap()
 }
 
 pub fn ended(status: &SyncJobStatus) -> (&str, &str) {
@@ -74,7 +74,7 @@ pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
     status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
 }
 
-pub async fn secret(world: &TestEnv, name: &str, entries: &[(&str, &str)], hosts: &str) {
+pub async fn secret(env: &TestEnv, name: &str, entries: &[(&str, &str)], hosts: &str) {
     let data: BTreeMap<_, _> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
     let mut secret = Secret { data: Some(data), ..Secret::default() };
@@ -82,30 +82,30 @@ pub async fn secret(world: &TestEnv, name: &str, entries: &[(&str, &str)], hosts
     if !hosts.is_empty() {
         secret.annotations_mut().insert("sync.codex.dev/hosts".to_owned(), hosts.to_owned());
     }
-    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), &world.name);
+    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
     secrets.create(&PostParams::default(), &secret).await.unwrap();
 }
 
-async fn user(world: &TestEnv, id: i32) -> Document {
-    world.database.collection::<Document>("users").find_one(doc! {"_id": id}).await.unwrap().unwrap()
+async fn user(env: &TestEnv, id: i32) -> Document {
+    env.database.collection::<Document>("users").find_one(doc! {"_id": id}).await.unwrap().unwrap()
 }
 
 #[tokio::test]
 async fn mapped_fields_are_written_and_nothing_else() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(250, 0).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(250, 0).await;
     upstream.state().users.extend([
         ("7".to_owned(), Peculiar::Gone),
         ("8".to_owned(), Peculiar::Broken),
         ("9".to_owned(), Peculiar::Named("Ada".to_owned())),
     ]);
-    let before = user(&world, 9).await;
-    let (operator, _) = world.all(&ALLOWED);
+    let before = user(&env, 9).await;
+    let (operator, _) = env.all(&ALLOWED);
 
-    let first = run(&world, "first", spec(&upstream)).await;
+    let first = run(&env, "first", spec(&upstream)).await;
     assert_eq!((counts(&first), upstream.requests()), ((248, 0, 2), 3));
     assert_eq!(failures(&first), [("7", "NotReturned"), ("8", "SourceError")]);
-    let mut after = user(&world, 9).await;
+    let mut after = user(&env, 9).await;
     let stamp = after.remove("lastSynced").unwrap();
     assert!(stamp.as_datetime().unwrap().timestamp_millis() >= first.start_time.as_ref().unwrap().0.as_millisecond());
     assert_eq!(after.remove("profile"), Some(doc! {"name": "Ada"}.into()));
@@ -114,25 +114,25 @@ async fn mapped_fields_are_written_and_nothing_else() {
     // The confirmation of the source.
     assert_eq!(after.remove("_sync").unwrap().as_document().unwrap().len(), 1);
     assert_eq!(after, before);
-    assert_eq!(world.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
+    assert_eq!(env.count(doc! {"_id": {"$in": [7, 8]}, "lastSynced": {"$exists": true}}).await, 0);
 
     upstream.state().users.insert("10".to_owned(), Peculiar::Named("Grace".to_owned()));
-    let second = run(&world, "second", spec(&upstream)).await;
+    let second = run(&env, "second", spec(&upstream)).await;
     assert_eq!(counts(&second), (1, 247, 2));
-    assert_eq!(user(&world, 10).await.get_document("profile").unwrap(), &doc! {"name": "Grace"});
-    assert!(user(&world, 9).await.get_datetime("lastSynced").unwrap() > stamp.as_datetime().unwrap());
+    assert_eq!(user(&env, 10).await.get_document("profile").unwrap(), &doc! {"name": "Grace"});
+    assert!(user(&env, 9).await.get_datetime("lastSynced").unwrap() > stamp.as_datetime().unwrap());
     assert!(!operator.log().contains(PRIVATE) && !serde_json::to_string(&first).unwrap().contains(PRIVATE));
 }
 
 #[tokio::test]
 async fn documents_are_requested_one_by_one_and_concurrently() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(40, 0).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(40, 0).await;
     upstream.state().delay = Duration::from_millis(50);
     upstream.state().users.extend([("3".to_owned(), Peculiar::Gone), ("4".to_owned(), Peculiar::Broken)]);
-    let (_operator, _) = world.all(&ALLOWED);
+    let (_operator, _) = env.all(&ALLOWED);
     let each = json!({"query": ONE, "batching": "PerUser", "concurrency": 5, "resultPath": "/data/user"});
-    let status = run(&world, "each", with(&upstream, &each)).await;
+    let status = run(&env, "each", with(&upstream, &each)).await;
     assert_eq!((counts(&status), upstream.requests()), ((38, 0, 2), 40));
     assert_eq!(upstream.state().busy, (0, 5));
     assert_eq!(failures(&status), [("3", "NotReturned"), ("4", "SourceError")]);
@@ -140,48 +140,48 @@ async fn documents_are_requested_one_by_one_and_concurrently() {
 
 #[tokio::test]
 async fn an_incremental_run_requests_only_due_documents() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(30, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
-    run(&world, "all", spec(&upstream)).await;
-    let users = world.database.collection::<Document>("users");
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(30, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    run(&env, "all", spec(&upstream)).await;
+    let users = env.database.collection::<Document>("users");
     users.update_many(doc! {"_id": {"$lt": 5}}, doc! {"$unset": {"_sync": 1, "lastSynced": 1}}).await.unwrap();
     let mut spec = spec(&upstream);
     spec["syncType"] = "Incremental".into();
     spec["staleAfter"] = "1h".into();
-    let status = run(&world, "due", spec).await;
+    let status = run(&env, "due", spec).await;
     assert_eq!((counts(&status), upstream.requests()), ((0, 5, 0), 2), "unchanged documents are stamped too");
-    assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 30);
+    assert_eq!(env.count(doc! {"lastSynced": {"$exists": true}}).await, 30);
 }
 
 #[tokio::test]
 async fn a_dry_run_reports_changes_and_writes_nothing() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(30, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
-    run(&world, "real", spec(&upstream)).await;
-    let before = world.count(doc! {"profile.name": {"$regex": "^User"}}).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(30, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    run(&env, "real", spec(&upstream)).await;
+    let before = env.count(doc! {"profile.name": {"$regex": "^User"}}).await;
     for id in 0..25 {
         upstream.state().users.insert(id.to_string(), Peculiar::Named("New".to_owned()));
     }
     let mut dry = spec(&upstream);
     dry["dryRun"] = true.into();
-    let status = run(&world, "dry", dry).await;
+    let status = run(&env, "dry", dry).await;
     assert_eq!(counts(&status), (25, 5, 0));
     assert_eq!(status.changes, (0..20).map(|id: i32| id.to_string()).collect::<Vec<_>>());
-    assert_eq!((before, world.count(doc! {"profile.name": {"$regex": "^User"}}).await), (30, 30));
+    assert_eq!((before, env.count(doc! {"profile.name": {"$regex": "^User"}}).await), (30, 30));
 }
 
 #[tokio::test]
 async fn a_token_goes_only_to_hosts_its_secret_names() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(3, 0).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(3, 0).await;
     upstream.state().token = Some("glpat-1".to_owned());
-    secret(&world, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
-    secret(&world, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
-    secret(&world, "nowhere", &[("token", "glpat-1")], "").await;
-    secret(&world, "outdated", &[("token", "glpat-0")], "127.0.0.1").await;
-    let (operator, _) = world.all(&ALLOWED);
+    secret(&env, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
+    secret(&env, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
+    secret(&env, "nowhere", &[("token", "glpat-1")], "").await;
+    secret(&env, "outdated", &[("token", "glpat-0")], "127.0.0.1").await;
+    let (operator, _) = env.all(&ALLOWED);
     let with_token = |name: &str, key: &str| json!({"tokenSecretRef": {"name": name, "key": key}});
     for (name, key, message) in [
         ("elsewhere", "token", "Secret elsewhere may not be sent to 127.0.0.1: its owner has to allow it with"),
@@ -189,34 +189,34 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
         ("missing", "token", "there is no Secret missing in namespace"),
         ("right", "password", "Secret right has no key password"),
     ] {
-        let status = run(&world, &format!("{name}-{key}"), with(&upstream, &with_token(name, key))).await;
+        let status = run(&env, &format!("{name}-{key}"), with(&upstream, &with_token(name, key))).await;
         let (reason, shown) = ended(&status);
         assert!(reason == "InvalidSource" && shown.starts_with(message), "{reason}: {shown}");
         assert_eq!(upstream.requests(), 0, "{name}");
     }
 
-    let status = run(&world, "refused", with(&upstream, &with_token("outdated", "token"))).await;
+    let status = run(&env, "refused", with(&upstream, &with_token("outdated", "token"))).await;
     let (reason, message) = ended(&status);
     assert!(reason == "InvalidSource" && message.starts_with("the source refuses with 401: check"), "{message}");
     assert_eq!(upstream.requests(), 1, "not tried again");
 
     let mut good = with_token("right", "token");
     good["headersFrom"] = json!([{"name": "X-Team", "secretRef": {"name": "right", "key": "team"}}]);
-    let status = run(&world, "let-in", with(&upstream, &good)).await;
+    let status = run(&env, "let-in", with(&upstream, &good)).await;
     assert_eq!(counts(&status), (3, 0, 0));
     assert_eq!(upstream.state().headers["x-team"], "blue");
-    let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
+    let jobs = env.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
     let shown = operator.log() + &serde_json::to_string(&jobs).unwrap();
     assert!(!shown.contains("glpat-") && !shown.contains(PRIVATE));
 }
 
 #[tokio::test]
 async fn a_query_the_server_rejects_ends_the_run_at_once() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(3, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(3, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
     let wrong = json!({"query": "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id nme } } }"});
-    let status = run(&world, "wrong", with(&upstream, &wrong)).await;
+    let status = run(&env, "wrong", with(&upstream, &wrong)).await;
     let (reason, message) = ended(&status);
     assert_eq!(
         (reason, message),
@@ -227,9 +227,9 @@ async fn a_query_the_server_rejects_ends_the_run_at_once() {
 
 #[tokio::test]
 async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(20, 0).await;
-    let (operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(20, 0).await;
+    let (operator, _) = env.all(&ALLOWED);
     let users = |users: Value| Instead::Body(json!({"data": {"users": {"nodes": users}}}).to_string());
     let cases = [
         ("down", Instead::Status(500, vec![]), "SourceError", "the source answered with 500"),
@@ -245,7 +245,7 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
     ];
     for (name, instead, reason, message) in cases {
         upstream.state().instead.push_back(instead);
-        let status = run(&world, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
+        let status = run(&env, name, with(&upstream, &json!({"timeout": "1s", "requestRetries": 0}))).await;
         let history: Vec<_> = status.attempt_history.iter().map(|attempt| attempt.reason.as_str()).collect();
         assert_eq!((history, counts(&status).2), (vec![reason], 0), "{name}");
         let shown = &status.attempt_history[0].message;
@@ -257,9 +257,9 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
 
 #[tokio::test]
 async fn a_wrong_answer_for_one_document_fails_only_it() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(5, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(5, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
     let nodes = json!([
         {"id": "0", "name": "Zoe", "createdAt": "2024-01-01"},
         {"id": "1", "name": ["?"], "createdAt": "2024-01-01"},
@@ -269,25 +269,25 @@ async fn a_wrong_answer_for_one_document_fails_only_it() {
         {"id": "99", "name": "Who", "createdAt": "2024-01-01"},
     ]);
     upstream.state().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": nodes}}}).to_string()));
-    let status = run(&world, "wrong", spec(&upstream)).await;
+    let status = run(&env, "wrong", spec(&upstream)).await;
     assert_eq!(
         failures(&status),
         [("1", "MappingFailed"), ("2", "MappingFailed"), ("3", "DuplicateResult"), ("4", "NotReturned")]
     );
     assert_eq!(counts(&status), (1, 0, 4));
-    assert_eq!(world.count(doc! {"lastSynced": {"$exists": true}}).await, 1);
+    assert_eq!(env.count(doc! {"lastSynced": {"$exists": true}}).await, 1);
 }
 
 #[tokio::test]
 async fn a_pause_that_the_server_requests_costs_no_attempt() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(300, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(300, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
     let rest = || Instead::Status(429, vec![("retry-after", "2".to_owned())]);
     upstream.state().instead.push_back(rest());
     let mut one_by_one = spec(&upstream);
     one_by_one["parallelism"] = 1.into();
-    let status = run(&world, "rests", one_by_one).await;
+    let status = run(&env, "rests", one_by_one).await;
     assert_eq!((counts(&status), status.attempts), ((300, 0, 0), Some(0)));
     let seen = upstream.state().seen.clone();
     assert_eq!(seen.len(), 4);
@@ -296,15 +296,15 @@ async fn a_pause_that_the_server_requests_costs_no_attempt() {
 
     let used_up = vec![("ratelimit-remaining", "0".to_owned()), ("ratelimit-reset", "+2".to_owned())];
     upstream.state().instead.push_back(Instead::Status(429, used_up));
-    let status = run(&world, "waits", spec(&upstream)).await;
+    let status = run(&env, "waits", spec(&upstream)).await;
     assert_eq!((counts(&status), status.attempts), ((0, 300, 0), Some(0)));
 }
 
 #[tokio::test]
 async fn addresses_that_are_not_allowed_get_no_request() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(3, 0).await;
-    let (_operator, _) = world.all(&["--source-allowed-hosts", "127.0.0.2"]);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(3, 0).await;
+    let (_operator, _) = env.all(&["--source-allowed-hosts", "127.0.0.2"]);
     let port = upstream.url.rsplit_once(':').unwrap().1.to_owned();
     for (name, host) in [
         ("loopback", "127.0.0.1"),
@@ -314,12 +314,12 @@ async fn addresses_that_are_not_allowed_get_no_request() {
         ("number", "2130706433"),
         ("metadata", "169.254.169.254"),
     ] {
-        let status = run(&world, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
+        let status = run(&env, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
         let (reason, message) = ended(&status);
         let is_refused = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
         assert!(reason == "InvalidSource" && is_refused, "{host}: {reason}: {message}");
     }
-    let plain = run(&world, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;
+    let plain = run(&env, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;
     assert!(ended(&plain).1.starts_with("source.graphQL.endpoint must be https"), "{:?}", ended(&plain));
     assert_eq!(upstream.requests(), 0);
 }
@@ -329,12 +329,12 @@ async fn the_server_must_have_a_trusted_certificate() {
     let (trusted, other) = (Authority::new(), Authority::new());
     let tls = trusted.certify();
     let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
-    let world = TestEnv::new().await;
-    world.seed(3, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(3, 0).await;
     for (name, authority) in [("ca", &trusted), ("other", &other)] {
-        secret(&world, name, &[("ca.crt", &authority.pem())], "").await;
+        secret(&env, name, &[("ca.crt", &authority.pem())], "").await;
     }
-    let (_operator, _) = world.all(&ALLOWED);
+    let (_operator, _) = env.all(&ALLOWED);
     let mut one_try = spec(&upstream);
     one_try["backoffLimit"] = 0.into();
     one_try["source"]["requestRetries"] = 0.into();
@@ -343,23 +343,23 @@ async fn the_server_must_have_a_trusted_certificate() {
         if let Some(authority) = authority {
             spec["source"]["caSecretRef"] = json!({"name": authority, "key": "ca.crt"});
         }
-        let status = run(&world, name, spec).await;
+        let status = run(&env, name, spec).await;
         let last = &status.attempt_history[0];
         assert!(last.reason == "SourceUnreachable" && last.message.contains("certificate"), "{name}: {}", last.message);
     }
     assert_eq!(upstream.requests(), 0);
     one_try["source"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
-    let status = run(&world, "right", one_try).await;
+    let status = run(&env, "right", one_try).await;
     assert_eq!((counts(&status), upstream.requests()), ((3, 0, 0), 1));
 }
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let (world, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
-    world.seed(3, 0).await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
+    env.seed(3, 0).await;
+    let (_operator, _) = env.all(&ALLOWED);
     upstream.state().instead.push_back(Instead::Status(307, vec![("location", elsewhere.url.clone())]));
-    let status = run(&world, "redirected", spec(&upstream)).await;
+    let status = run(&env, "redirected", spec(&upstream)).await;
     let (reason, message) = ended(&status);
     assert!(reason == "InvalidSource" && message.starts_with("the source answers with 307, a redirect"), "{message}");
     assert_eq!((upstream.requests(), elsewhere.requests()), (1, 0));
@@ -367,17 +367,17 @@ async fn a_redirect_is_not_followed() {
 
 /// Starts 4 runs of 200 requests on three processes, with a limit of 100 per second. Returns the times of the requests.
 async fn limited_runs() -> Vec<Instant> {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(200, 0).await;
-    let (_controller, _) = world.all(&[&ALLOWED[..], &["--workers", "2"]].concat());
-    let _workers = [(); 2].map(|()| world.operator("worker", &ALLOWED));
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(200, 0).await;
+    let (_controller, _) = env.all(&[&ALLOWED[..], &["--workers", "2"]].concat());
+    let _workers = [(); 2].map(|()| env.operator("worker", &ALLOWED));
     let limited = json!({"query": ONE, "batching": "PerUser", "concurrency": 16, "resultPath": "/data/user",
         "rateLimit": {"requests": 100}});
     for run in 0..4 {
-        apply_job(&world, &format!("run-{run}"), with(&upstream, &limited)).await;
+        apply_job(&env, &format!("run-{run}"), with(&upstream, &limited)).await;
     }
     for run in 0..4 {
-        assert!(is_complete(&finished(&world, &format!("run-{run}")).await));
+        assert!(is_complete(&finished(&env, &format!("run-{run}")).await));
     }
     let seen = upstream.state().seen.clone();
     // A document that another run has fetched since the start of this run is not requested again.
@@ -394,8 +394,8 @@ async fn all_processes_share_one_rate_limit() {
 }
 
 /// The sample that walks the pages of a group's projects, on this server.
-async fn group(world: &TestEnv, upstream: &Upstream) -> Value {
-    secret(world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+async fn group(env: &TestEnv, upstream: &Upstream) -> Value {
+    secret(env, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
     let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
     let mut spec = serde_json::to_value(&schedule.spec.job_template.spec).unwrap();
@@ -407,17 +407,17 @@ async fn group(world: &TestEnv, upstream: &Upstream) -> Value {
     spec
 }
 
-async fn projects(world: &TestEnv, numbers: &[u32]) -> mongodb::Collection<Document> {
-    let projects = world.database.collection::<Document>("projects");
+async fn projects(env: &TestEnv, numbers: &[u32]) -> mongodb::Collection<Document> {
+    let projects = env.database.collection::<Document>("projects");
     let options = IndexOptions::builder().unique(true).build();
     projects.create_index(IndexModel::builder().keys(doc! {"gitlabId": 1}).options(options).build()).await.unwrap();
-    projects.insert_many(numbers.iter().map(|number| known_project(world, *number))).await.unwrap();
+    projects.insert_many(numbers.iter().map(|number| known_project(env, *number))).await.unwrap();
     projects
 }
 
 /// A project that the source listed before.
-fn known_project(world: &TestEnv, number: u32) -> Document {
-    doc! {"gitlabId": project(number), "team": "blue", "_sync": confirmed(&world.name, "projects")}
+fn known_project(env: &TestEnv, number: u32) -> Document {
+    doc! {"gitlabId": project(number), "team": "blue", "_sync": confirmed(&env.name, "projects")}
 }
 
 fn project(number: u32) -> String {
@@ -426,46 +426,46 @@ fn project(number: u32) -> String {
 
 #[tokio::test]
 async fn pages_insert_new_documents_and_mark_missing_ones() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let projects = projects(&world, &[1, 2, 300]).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let projects = projects(&env, &[1, 2, 300]).await;
     upstream.state().projects = (1..=250).collect();
-    let (_operator, _) = world.all(&ALLOWED);
-    let group = group(&world, &upstream).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    let group = group(&env, &upstream).await;
 
-    let first = run(&world, "first", group.clone()).await;
+    let first = run(&env, "first", group.clone()).await;
     assert_eq!((counts(&first), upstream.requests()), ((251, 0, 0), 3), "{:?}", ended(&first));
     assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 251);
     let known = projects.find_one(doc! {"gitlabId": project(2)}).await.unwrap().unwrap();
     assert_eq!((known.get_str("name").unwrap(), known.get_str("team").unwrap()), ("Project 2", "blue"));
     let gone = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     let since = *gone.get_datetime("missingSince").unwrap();
-    let state = gone.get_document("_sync").unwrap().get_document(format!("{}/projects", world.name)).unwrap();
+    let state = gone.get_document("_sync").unwrap().get_document(format!("{}/projects", env.name)).unwrap();
     assert_eq!(state.get_datetime("gone").unwrap(), &since);
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 1);
 
-    let second = run(&world, "second", group.clone()).await;
+    let second = run(&env, "second", group.clone()).await;
     assert_eq!(counts(&second), (0, 250, 0));
     let still = projects.find_one(doc! {"gitlabId": project(300)}).await.unwrap().unwrap();
     assert_eq!(still.get_datetime("missingSince").unwrap(), &since);
 
     upstream.state().projects.push(300);
-    let third = run(&world, "third", group).await;
+    let third = run(&env, "third", group).await;
     assert_eq!(counts(&third), (1, 250, 0));
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 0);
 }
 
 #[tokio::test]
 async fn only_documents_that_are_certainly_missing_are_deleted() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let projects = projects(&world, &[1, 2, 3, 4]).await;
-    let (_operator, _) = world.all(&ALLOWED);
-    let mut deleting = group(&world, &upstream).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let projects = projects(&env, &[1, 2, 3, 4]).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    let mut deleting = group(&env, &upstream).await;
     deleting["source"]["onMissing"] = "Delete".into();
     deleting["source"]["upsert"] = false.into();
     deleting["backoffLimit"] = 1.into();
     deleting["failurePolicy"] = json!({"maxFailedPercent": 100});
 
-    let empty = run(&world, "empty", deleting.clone()).await;
+    let empty = run(&env, "empty", deleting.clone()).await;
     assert_eq!(ended(&empty).0, "BackoffLimitExceeded");
     assert!(empty.attempt_history.iter().all(|attempt| attempt.reason == "EmptySource"), "{:?}", empty.attempt_history);
     assert_eq!(projects.count_documents(doc! {}).await.unwrap(), 4);
@@ -474,13 +474,13 @@ async fn only_documents_that_are_certainly_missing_are_deleted() {
     upstream.state().users.insert("2".to_owned(), Peculiar::Broken);
     let mut dry = deleting.clone();
     dry["dryRun"] = true.into();
-    let result = run(&world, "dry", dry).await;
+    let result = run(&env, "dry", dry).await;
     assert_eq!((counts(&result), result.changes.clone()), ((3, 0, 1), [1, 3, 4].map(project).to_vec()));
 
-    let status = run(&world, "marks", deleting.clone()).await;
+    let status = run(&env, "marks", deleting.clone()).await;
     assert_eq!(counts(&status), (3, 0, 1), "one document is updated, two are marked, one has failed");
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
-    let status = run(&world, "deletes", deleting.clone()).await;
+    let status = run(&env, "deletes", deleting.clone()).await;
     assert_eq!(counts(&status), (2, 1, 1), "two documents are deleted");
     let mut left = projects.find(doc! {}).sort(doc! {"gitlabId": 1}).await.unwrap();
     let mut ids = Vec::new();
@@ -491,8 +491,8 @@ async fn only_documents_that_are_certainly_missing_are_deleted() {
 
     upstream.state().projects = (1..=30).collect();
     upstream.state().users.extend((2..=22).map(|number| (number.to_string(), Peculiar::Broken)));
-    projects.insert_many((3..=31).map(|number| known_project(&world, number))).await.unwrap();
-    let many = run(&world, "many", deleting).await;
+    projects.insert_many((3..=31).map(|number| known_project(&env, number))).await.unwrap();
+    let many = run(&env, "many", deleting).await;
     assert_eq!(counts(&many), (9, 1, 21), "31 is not listed, and the failed ones are");
     let marked = projects.find_one(doc! {"missingSince": {"$exists": true}}).await.unwrap().unwrap();
     assert_eq!(marked.get_str("gitlabId").unwrap(), project(31));
@@ -500,10 +500,10 @@ async fn only_documents_that_are_certainly_missing_are_deleted() {
 
 #[tokio::test]
 async fn an_upsert_requires_a_unique_index() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.state().projects = vec![1];
-    let (_operator, _) = world.all(&ALLOWED);
-    let status = run(&world, "run", group(&world, &upstream).await).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    let status = run(&env, "run", group(&env, &upstream).await).await;
     let (reason, message) = ended(&status);
     assert_eq!(
         (reason, message),
@@ -518,33 +518,33 @@ async fn an_upsert_requires_a_unique_index() {
 /// Kills the worker of a run when some of it is done, and calls `meanwhile`. Returns the run after another worker has
 /// completed it.
 pub async fn without_its_worker(
-    world: &TestEnv,
+    env: &TestEnv,
     upstream: &Upstream,
     spec: Value,
     meanwhile: impl FnOnce(),
 ) -> SyncJobStatus {
     upstream.state().delay = Duration::from_millis(50);
     let lease = ["--lease-duration", "1s"];
-    let _controller = world.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
-    let mut first = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    apply_job(world, "run", spec).await;
+    let _controller = env.operator("controller", &[&lease[..], &["--workers", "0"]].concat());
+    let mut first = env.operator("worker", &[&lease[..], &ALLOWED].concat());
+    apply_job(env, "run", spec).await;
     eventually("the run has processed some documents", async || (upstream.requests() > 30).then_some(())).await;
     first.kill();
     meanwhile();
-    let _second = world.operator("worker", &[&lease[..], &ALLOWED].concat());
-    let job = finished(world, "run").await;
+    let _second = env.operator("worker", &[&lease[..], &ALLOWED].concat());
+    let job = finished(env, "run").await;
     assert!(is_complete(&job));
     job.status.unwrap()
 }
 
 #[tokio::test]
 async fn a_walk_of_pages_resumes_after_its_worker_was_killed() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let projects = projects(&world, &[5000, 5001]).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let projects = projects(&env, &[5000, 5001]).await;
     upstream.state().projects = (1..=1000).collect();
-    let mut slow = group(&world, &upstream).await;
+    let mut slow = group(&env, &upstream).await;
     slow["batchSize"] = 10.into();
-    let status = without_its_worker(&world, &upstream, slow, || {}).await;
+    let status = without_its_worker(&env, &upstream, slow, || {}).await;
     assert_eq!(projects.count_documents(doc! {"name": {"$exists": true}}).await.unwrap(), 1000);
     assert_eq!(projects.count_documents(doc! {"missingSince": {"$exists": true}}).await.unwrap(), 2);
     let (updated, unchanged, failed) = counts(&status);
@@ -554,25 +554,25 @@ async fn a_walk_of_pages_resumes_after_its_worker_was_killed() {
 
 #[tokio::test]
 async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(1000, 0).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(1000, 0).await;
     let mut slow = spec(&upstream);
     slow["batchSize"] = 10.into();
     slow["parallelism"] = 2.into();
     let rename = || drop(upstream.state().users.insert("999".to_owned(), Peculiar::Named("Last".to_owned())));
-    let status = without_its_worker(&world, &upstream, slow, rename).await;
+    let status = without_its_worker(&env, &upstream, slow, rename).await;
     let (updated, unchanged, failed) = counts(&status);
     assert_eq!((updated + unchanged, failed, status.attempts), (1000, 0, Some(0)));
-    assert_eq!(world.count(doc! {"origin": "gitlab", "lastSynced": {"$exists": true}}).await, 1000);
-    assert_eq!(user(&world, 999).await.get_document("profile").unwrap(), &doc! {"name": "Last"});
+    assert_eq!(env.count(doc! {"origin": "gitlab", "lastSynced": {"$exists": true}}).await, 1000);
+    assert_eq!(user(&env, 999).await.get_document("profile").unwrap(), &doc! {"name": "Last"});
 }
 
 #[tokio::test]
 async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.state().token = Some("glpat-1".to_owned());
-    secret(&world, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
-    let (_operator, _) = world.all(&ALLOWED);
+    secret(&env, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    let (_operator, _) = env.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
     for (sample, collection, kind, seed, expected) in [
         (
@@ -625,7 +625,7 @@ async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
         let id = format!("gid://gitlab/{kind}/7");
         let mut document = doc! {"_id": 1, "gitlabId": &id};
         document.extend(seed);
-        let documents = world.database.collection::<Document>(collection);
+        let documents = env.database.collection::<Document>(collection);
         documents.delete_many(doc! {}).await.unwrap();
         documents.insert_one(document).await.unwrap();
 
@@ -646,8 +646,8 @@ async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
         assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
         source.endpoint.clone_from(&upstream.url);
         let name = sample.replace(['/', '.'], "-");
-        world.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
-        let status = finished(&world, &name).await.status.unwrap();
+        env.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
+        let status = finished(&env, &name).await.status.unwrap();
         assert_eq!(counts(&status), (1, 0, 0), "{sample}: {:?}", ended(&status));
 
         let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();

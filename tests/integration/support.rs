@@ -266,8 +266,8 @@ pub struct Operator {
 }
 
 impl Operator {
-    fn start(mut process: Command, world: &str) -> Self {
-        let log = env::temp_dir().join(format!("{}.log", unique(world)));
+    fn start(mut process: Command, env: &str) -> Self {
+        let log = env::temp_dir().join(format!("{}.log", unique(env)));
         let file = fs::File::create(&log).unwrap();
         let child = process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Self { child, log }

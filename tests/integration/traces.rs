@@ -16,13 +16,13 @@ use crate::{
     support::{Operator, TestEnv, eventually, free_port},
 };
 
-fn traced(world: &TestEnv, command: &str, args: &[&str], receiver: &str) -> Operator {
+fn traced(env: &TestEnv, command: &str, args: &[&str], receiver: &str) -> Operator {
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret"),
         ("OTEL_BSP_SCHEDULE_DELAY", "200"),
     ];
-    world.operator_with(command, args, &variables)
+    env.operator_with(command, args, &variables)
 }
 
 fn trace_of(job: &SyncJob) -> String {
@@ -36,15 +36,15 @@ fn only(spans: Vec<Span>) -> Span {
 
 #[tokio::test]
 async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
-    let world = TestEnv::new().await;
-    world.seed(2_000, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(2_000, 0).await;
     let receiver = Receiver::start().await;
-    let controller = traced(&world, "controller", &["--workers", "0"], &receiver.url);
-    let worker = traced(&world, "worker", &[], &receiver.url);
-    apply_once(&world, "users", json!({"syncType": "Full", "batchSize": 500})).await;
+    let controller = traced(&env, "controller", &["--workers", "0"], &receiver.url);
+    let worker = traced(&env, "worker", &[], &receiver.url);
+    apply_once(&env, "users", json!({"syncType": "Full", "batchSize": 500})).await;
 
     let root = only(receiver.await_spans("sync.run", 1).await);
-    let job = finished(&world, &root.attributes["name"]).await;
+    let job = finished(&env, &root.attributes["name"]).await;
     assert_eq!((root.trace.clone(), root.parent.as_str(), root.is_error), (trace_of(&job), "", false));
     let slot: jiff::Timestamp = job.annotations()[SLOT_ANNOTATION].parse().unwrap();
     assert_eq!(i128::from(root.start), slot.as_nanosecond());
@@ -76,19 +76,19 @@ async fn a_run_is_one_trace_from_its_slot_to_its_last_batch() {
 
 #[tokio::test]
 async fn a_run_that_lost_its_worker_continues_its_trace() {
-    let world = TestEnv::new().await;
-    world.seed(3_000, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(3_000, 0).await;
     let receiver = Receiver::start().await;
     let lease = ["--lease-duration", "2s"];
-    let _controller = traced(&world, "controller", &[&lease[..], &["--workers", "0"]].concat(), &receiver.url);
-    let first = traced(&world, "worker", &lease, &receiver.url);
-    apply_job(&world, "run", slow()).await;
-    wait_until_running(&world, "run").await;
+    let _controller = traced(&env, "controller", &[&lease[..], &["--workers", "0"]].concat(), &receiver.url);
+    let first = traced(&env, "worker", &lease, &receiver.url);
+    apply_job(&env, "run", slow()).await;
+    wait_until_running(&env, "run").await;
     receiver.await_spans("sync.batch", 1).await;
     first.signal("KILL");
-    let _second = traced(&world, "worker", &lease, &receiver.url);
+    let _second = traced(&env, "worker", &lease, &receiver.url);
 
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     assert!(is_complete(&job));
     let root = only(receiver.await_spans("sync.run", 1).await);
     let attempt = only(receiver.await_spans("sync.attempt", 1).await);
@@ -103,13 +103,13 @@ async fn a_run_that_lost_its_worker_continues_its_trace() {
 
 #[tokio::test]
 async fn a_caller_finds_its_run_in_its_own_trace() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
     let receiver = Receiver::start().await;
     let port = free_port().to_string();
     let args = ["--insecure-no-auth", "--http-port", &port];
-    let _operator = traced(&world, "all", &args, &receiver.url);
-    apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
+    let _operator = traced(&env, "all", &args, &receiver.url);
+    apply_schedule(&env, "users", json!({"interval": quiet_interval(60)})).await;
     let trigger = format!("http://127.0.0.1:{port}/jobs/trigger/user-sync");
     let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let call = async |traceparent: String| {
@@ -130,22 +130,22 @@ async fn a_caller_finds_its_run_in_its_own_trace() {
     call("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".to_owned()).await;
     call("nonsense".to_owned()).await;
     let own = receiver.await_spans("sync.run", 2).await.pop().unwrap();
-    let job = finished(&world, &own.attributes["name"]).await;
+    let job = finished(&env, &own.attributes["name"]).await;
     assert_eq!((own.trace, own.parent.as_str()), (trace_of(&job), ""));
     assert!(!receiver.received().spans.iter().any(|span| span.trace.starts_with("0af7")));
 }
 
 #[tokio::test]
 async fn an_unavailable_or_silent_receiver_blocks_nothing() {
-    let world = TestEnv::new().await;
-    world.seed(3_000, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(3_000, 0).await;
     let stalling = Receiver::stalling().await;
     let port = free_port();
-    let controller = traced(&world, "controller", &["--workers", "0"], &format!("http://127.0.0.1:{port}"));
-    let worker = traced(&world, "worker", &[], &stalling.url);
+    let controller = traced(&env, "controller", &["--workers", "0"], &format!("http://127.0.0.1:{port}"));
+    let worker = traced(&env, "worker", &[], &stalling.url);
     // More spans than the queue of 2,048 spans can store.
-    apply_job(&world, "run", slow()).await;
-    let job = finished(&world, "run").await;
+    apply_job(&env, "run", slow()).await;
+    let job = finished(&env, "run").await;
     assert!(is_complete(&job));
     let complaints = |log: &str| log.lines().filter(|line| line.contains("the receiver of traces is")).count();
     eventually("the outage is logged", async || controller.log().contains("traces is unavailable").then_some(())).await;
@@ -154,7 +154,7 @@ async fn an_unavailable_or_silent_receiver_blocks_nothing() {
     assert_eq!(worker.stop().await, Some(0));
 
     let receiver = Receiver::answering_on(port).await;
-    apply_job(&world, "cancelled", json!({"cancelled": true})).await;
+    apply_job(&env, "cancelled", json!({"cancelled": true})).await;
     let is_cancelled = |span: &Span| span.is_error && span.attributes["error.type"] == "Cancelled";
     eventually("it is sent", async || receiver.named("sync.run").into_iter().find(is_cancelled)).await;
     eventually("its return is logged", async || controller.log().contains("traces is available again").then_some(()))
@@ -163,10 +163,10 @@ async fn an_unavailable_or_silent_receiver_blocks_nothing() {
 
 #[tokio::test]
 async fn without_a_receiver_no_log_line_has_a_trace() {
-    let world = TestEnv::new().await;
-    let (operator, port) = world.all(&[]);
-    apply_job(&world, "run", json!({"syncType": "Full"})).await;
-    finished(&world, "run").await;
+    let env = TestEnv::new().await;
+    let (operator, port) = env.all(&[]);
+    apply_job(&env, "run", json!({"syncType": "Full"})).await;
+    finished(&env, "run").await;
     assert!(operator.log().contains("run completed") && !operator.log().contains("trace"), "{}", operator.log());
     let metrics = probe_port(&operator).await;
     let text = get(metrics, "/metrics").await.unwrap().1;

@@ -15,8 +15,8 @@ use crate::{
 async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     let redis = Redis::start(&[]);
     redis.connect().await;
-    let world = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
-    let mut worker = world.operator("worker", &[]);
+    let env = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let mut worker = env.operator("worker", &[]);
     let port = probe_port(&worker).await;
     let readyz = async |code: u16, body: &str| {
         eventually(body, async || get(port, "/readyz").await.filter(|answer| *answer == (code, body.to_owned()))).await
@@ -25,7 +25,7 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
     // Only claims use this command.
     redis.ask::<()>("ACL SETUSER default -zrange").await;
     readyz(503, r#"{"ready":false,"missing":["workers"]}"#).await;
-    assert_eq!(world.queue().depth().await.unwrap().workers, 1, "the renewals are answered");
+    assert_eq!(env.queue().depth().await.unwrap().workers, 1, "the renewals are answered");
     assert_eq!(get(port, "/livez").await.unwrap().0, 200);
     redis.ask::<()>("ACL SETUSER default +zrange").await;
     readyz(200, r#"{"ready":true}"#).await;
@@ -37,22 +37,22 @@ async fn a_worker_whose_claims_are_not_answered_is_not_ready() {
 #[tokio::test]
 async fn a_worker_paused_beyond_its_lease_writes_no_more() {
     const USERS: i32 = 3_000;
-    let world = TestEnv::new().await;
-    world.seed(USERS, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(USERS, 0).await;
     let lease = ["--lease-duration", "2s"];
-    let (_controller, _) = world.all(&[&lease[..], &["--workers", "0"]].concat());
-    let first = world.operator("worker", &lease);
+    let (_controller, _) = env.all(&[&lease[..], &["--workers", "0"]].concat());
+    let first = env.operator("worker", &lease);
     let mut spec = slow();
     spec["target"] = json!({"filter": {"_id": {"$gte": 0}}});
-    apply_job(&world, "run", spec).await;
-    wait_until_running(&world, "run").await;
+    apply_job(&env, "run", spec).await;
+    wait_until_running(&env, "run").await;
     first.signal("STOP");
-    let second = world.operator("worker", &lease);
+    let second = env.operator("worker", &lease);
     eventually("the other worker has the run", async || second.log().contains("run claimed").then_some(())).await;
     first.signal("CONT");
     eventually("the first worker has lost its lease", async || first.log().contains("lease lost").then_some(())).await;
 
-    let job = finished(&world, "run").await;
+    let job = finished(&env, "run").await;
     let status = job.status.as_ref().unwrap();
     assert!(is_complete(&job), "{status:?}");
     let counts = status.counts.unwrap();

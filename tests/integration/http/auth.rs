@@ -28,14 +28,14 @@ use crate::{
     support::{TestEnv, eventually},
 };
 
-async fn account(world: &TestEnv, name: &str) -> ServiceAccount {
-    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
+async fn account(env: &TestEnv, name: &str) -> ServiceAccount {
+    let accounts: Api<ServiceAccount> = Api::namespaced(env.client.clone(), &env.name);
     let account = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     accounts.create(&PostParams::default(), &account).await.unwrap()
 }
 
-async fn token(world: &TestEnv, account: &str, audience: &str) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), &world.name);
+async fn token(env: &TestEnv, account: &str, audience: &str) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(env.client.clone(), &env.name);
     let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience]}})).unwrap();
     accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap().status.unwrap().token
 }
@@ -45,56 +45,56 @@ fn rules(verbs: &[&str]) -> Value {
 }
 
 /// A service account with rights in its namespace only, and its token.
-pub async fn with_rights(world: &TestEnv, name: &str, verbs: &[&str]) -> String {
-    account(world, name).await;
-    let roles: Api<Role> = Api::namespaced(world.client.clone(), &world.name);
+pub async fn with_rights(env: &TestEnv, name: &str, verbs: &[&str]) -> String {
+    account(env, name).await;
+    let roles: Api<Role> = Api::namespaced(env.client.clone(), &env.name);
     let role = json!({"metadata": {"name": name}, "rules": rules(verbs)});
     roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
-    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    let bindings: Api<RoleBinding> = Api::namespaced(env.client.clone(), &env.name);
     let binding = json!({
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": world.name}],
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": env.name}],
     });
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-    token(world, name, AUDIENCE).await
+    token(env, name, AUDIENCE).await
 }
 
 /// Lets an account list events, too.
-pub async fn show_events(world: &TestEnv, account: &str) {
+pub async fn show_events(env: &TestEnv, account: &str) {
     let name = format!("{account}-events");
     let rules = json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["list"]}]);
     let role = serde_json::from_value::<Role>(json!({"metadata": {"name": name}, "rules": rules})).unwrap();
-    Api::namespaced(world.client.clone(), &world.name).create(&PostParams::default(), &role).await.unwrap();
+    Api::namespaced(env.client.clone(), &env.name).create(&PostParams::default(), &role).await.unwrap();
     let binding = serde_json::from_value::<RoleBinding>(json!({
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": world.name}],
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": env.name}],
     }));
-    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    let bindings: Api<RoleBinding> = Api::namespaced(env.client.clone(), &env.name);
     bindings.create(&PostParams::default(), &binding.unwrap()).await.unwrap();
 }
 
 /// The token of a service account with rights in all namespaces.
-pub async fn administrator(world: &TestEnv) -> String {
-    account(world, "admin").await;
-    let name = format!("{}-admin", world.name);
-    let roles: Api<ClusterRole> = Api::all(world.client.clone());
+pub async fn administrator(env: &TestEnv) -> String {
+    account(env, "admin").await;
+    let name = format!("{}-admin", env.name);
+    let roles: Api<ClusterRole> = Api::all(env.client.clone());
     let role = json!({"metadata": {"name": name}, "rules": rules(&["*"])});
     roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
-    let bindings: Api<ClusterRoleBinding> = Api::all(world.client.clone());
+    let bindings: Api<ClusterRoleBinding> = Api::all(env.client.clone());
     let binding = json!({
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": "admin", "namespace": world.name}],
+        "subjects": [{"kind": "ServiceAccount", "name": "admin", "namespace": env.name}],
     });
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-    token(world, "admin", AUDIENCE).await
+    token(env, "admin", AUDIENCE).await
 }
 
 /// A token with the signature of the cluster, and with this expiry.
-fn signed(world: &TestEnv, account: &ServiceAccount, end: i64) -> String {
-    let pki = Path::new(&world.servers.kubeconfig).with_file_name("pki");
+fn signed(env: &TestEnv, account: &ServiceAccount, end: i64) -> String {
+    let pki = Path::new(&env.servers.kubeconfig).with_file_name("pki");
     let key = Command::new("openssl")
         .args(["pkcs8", "-topk8", "-nocrypt", "-outform", "DER", "-in"])
         .arg(pki.join("service-account.key"))
@@ -105,8 +105,8 @@ fn signed(world: &TestEnv, account: &ServiceAccount, end: i64) -> String {
     let name = account.name_any();
     let claims = json!({
         "iss": "https://kubernetes.default.svc", "aud": [AUDIENCE], "iat": end - 7200, "nbf": end - 7200, "exp": end,
-        "sub": format!("system:serviceaccount:{}:{name}", world.name),
-        "kubernetes.io": {"namespace": world.name, "serviceaccount": {"name": name, "uid": account.uid()}},
+        "sub": format!("system:serviceaccount:{}:{name}", env.name),
+        "kubernetes.io": {"namespace": env.name, "serviceaccount": {"name": name, "uid": account.uid()}},
     });
     let encode = |part: &Value| BASE64.encode(part.to_string());
     let text = format!("{}.{}", encode(&json!({"alg": "ES256", "typ": "JWT"})), encode(&claims));
@@ -122,18 +122,18 @@ async fn post(sidecar: &Sidecar, path: &str, token: Option<&str>) -> Answer {
 
 #[tokio::test]
 async fn only_valid_tokens_for_this_audience_are_accepted() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
-    let nobody = account(&world, "nobody").await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
+    let nobody = account(&env, "nobody").await;
     let soon = Timestamp::now().as_second() + 3600;
-    let elsewhere = token(&world, "nobody", "https://kubernetes.default.svc").await;
+    let elsewhere = token(&env, "nobody", "https://kubernetes.default.svc").await;
     for (what, token) in [
         ("none", None),
         ("garbage", Some("garbage".to_owned())),
         ("three parts", Some("a.b.c".to_owned())),
         ("another audience", Some(elsewhere)),
-        ("expired", Some(signed(&world, &nobody, soon - 7200))),
-        ("tampered with", Some(signed(&world, &nobody, soon).replacen('.', ".e", 1))),
+        ("expired", Some(signed(&env, &nobody, soon - 7200))),
+        ("tampered with", Some(signed(&env, &nobody, soon).replacen('.', ".e", 1))),
         ("too long", Some("x".repeat(20_000))),
     ] {
         let answer = post(&sidecar, "/jobs/pause", token.as_deref()).await;
@@ -142,7 +142,7 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
         assert!(!answer.body.to_string().contains("garbage"));
     }
     // The signature of the expired token was right.
-    let answer = post(&sidecar, "/jobs/pause", Some(&signed(&world, &nobody, soon))).await;
+    let answer = post(&sidecar, "/jobs/pause", Some(&signed(&env, &nobody, soon))).await;
     assert_eq!(answer.problem(), (403, "forbidden"));
     assert!(answer.body["detail"].as_str().unwrap().contains("nobody may not patch syncschedules"), "{}", answer.body);
     assert_eq!(sidecar.get("/jobs").await.code, 200, "reads require no token");
@@ -150,18 +150,18 @@ async fn only_valid_tokens_for_this_audience_are_accepted() {
 
 #[tokio::test]
 async fn each_call_requires_the_right_on_its_object() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
-    apply_schedule(&world, "users", json!({"suspended": true})).await;
-    apply_job(&world, "run", json!({})).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
+    apply_job(&env, "run", json!({})).await;
     eventually("the sidecar has seen both", async || {
         let status = sidecar.get("/jobs/status").await.body;
         let jobs = sidecar.get("/jobs").await.body;
         (status["repeatable"].as_array()?.len() + jobs["items"].as_array()?.len() == 2).then_some(())
     })
     .await;
-    let here = format!("?namespace={}", world.name);
-    let run = |action: &str| format!("/jobs/{}/run/{action}", world.name);
+    let here = format!("?namespace={}", env.name);
+    let run = |action: &str| format!("/jobs/{}/run/{action}", env.name);
     let calls = [
         ("/jobs/trigger/user-sync".to_owned(), "create"),
         (format!("/jobs/trigger/user-sync{here}"), "create"),
@@ -174,11 +174,11 @@ async fn each_call_requires_the_right_on_its_object() {
         (run("retry"), "create"),
         (run("cancel"), "patch"),
     ];
-    let admin = administrator(&world).await;
-    let editor = with_rights(&world, "editor", &["get", "list", "watch", "create", "patch", "delete"]).await;
-    let viewer = with_rights(&world, "viewer", &["get", "list", "watch"]).await;
+    let admin = administrator(&env).await;
+    let editor = with_rights(&env, "editor", &["get", "list", "watch", "create", "patch", "delete"]).await;
+    let viewer = with_rights(&env, "viewer", &["get", "list", "watch"]).await;
     for verb in ["create", "patch", "delete"] {
-        let token = with_rights(&world, verb, &[verb]).await;
+        let token = with_rights(&env, verb, &[verb]).await;
         for (path, needed) in &calls {
             let code = post(&sidecar, path, Some(&token)).await.code.as_u16();
             assert_eq!(code == 403, verb != *needed, "{verb} {path}: {code}");
@@ -201,15 +201,15 @@ async fn each_call_requires_the_right_on_its_object() {
 
 #[tokio::test]
 async fn reads_can_require_the_right_to_list_jobs() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
-    let viewer = with_rights(&world, "viewer", &["list"]).await;
-    let admin = administrator(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Authorized), 1000).await;
+    let viewer = with_rights(&env, "viewer", &["list"]).await;
+    let admin = administrator(&env).await;
     let get = async |path: &str, token: &str| {
         let request = axum::http::Request::get(path).header("authorization", format!("bearer {token}"));
         sidecar.call(request.body(axum::body::Body::empty()).unwrap()).await
     };
-    let here = format!("/jobs?namespace={}", world.name);
+    let here = format!("/jobs?namespace={}", env.name);
     for path in ["/jobs", "/jobs/status", &here, "/events", "/jobs/a/b"] {
         assert_eq!(sidecar.get(path).await.problem(), (401, "unauthenticated"), "{path}");
     }

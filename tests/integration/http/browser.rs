@@ -178,25 +178,25 @@ fn screenshots() -> PathBuf {
 
 #[tokio::test]
 async fn a_user_watches_and_controls_runs() {
-    let world = TestEnv::new().await;
-    world.seed(30_000, 3).await;
+    let env = TestEnv::new().await;
+    env.seed(30_000, 3).await;
     // The run is slow enough for the page to show its progress.
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
-    apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    apply_schedule(&env, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
     apply_schedule(
-        &world,
+        &env,
         "projects",
         json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}}),
     )
     .await;
     // Two more schedules for the pages: one with short runs, and one whose runs fail.
     let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
-    apply_schedule(&world, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
+    apply_schedule(&env, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
     let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
-    apply_schedule(&world, "pipelines", json!({"interval": "7s", "jobTemplate": wrong})).await;
+    apply_schedule(&env, "pipelines", json!({"interval": "7s", "jobTemplate": wrong})).await;
     let port = free_port();
-    let _operator = world.operator("all", &["--http-port", &port.to_string()]);
-    let token = administrator(&world).await;
+    let _operator = env.operator("all", &["--http-port", &port.to_string()]);
+    let token = administrator(&env).await;
     let browser = Chromium::start().await;
     let site = format!("http://localhost:{port}");
 
@@ -209,7 +209,7 @@ async fn a_user_watches_and_controls_runs() {
     browser.shows("h1", "Schedules").await;
     assert_eq!(browser.path().await, "/ui/schedules?text=user");
     browser.shows(".card p", "At 03:00, UTC").await;
-    let page = format!("{site}/ui/schedules/{}/users", world.name);
+    let page = format!("{site}/ui/schedules/{}/users", env.name);
 
     // The page shows the progress of the run without a reload.
     browser.click("button[aria-label='Run full: users']").await;
@@ -251,7 +251,7 @@ async fn a_user_watches_and_controls_runs() {
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.click("button[aria-label='Suspend: projects']").await;
     browser.shows(".card.dim", "Suspended").await;
-    assert!(world.schedules().get("projects").await.unwrap().spec.suspended);
+    assert!(env.schedules().get("projects").await.unwrap().spec.suspended);
     browser.screenshots("schedules").await;
     browser.click("button[aria-label='Resume: projects']").await;
     eventually("the schedule is resumed", async || browser.text(".card.dim").await.is_empty().then_some(())).await;

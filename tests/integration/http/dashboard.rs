@@ -103,16 +103,16 @@ impl<'a> Browser<'a> {
 }
 
 /// Starts a sidecar, and creates a suspended schedule `users`, a run `open`, and a failed run `failed`.
-pub async fn start_sidecar(world: &TestEnv) -> Sidecar {
-    let sidecar = Sidecar::new(world, Some(ReadAccess::Open), 1000).await;
-    fill(world, &sidecar).await;
+pub async fn start_sidecar(env: &TestEnv) -> Sidecar {
+    let sidecar = Sidecar::new(env, Some(ReadAccess::Open), 1000).await;
+    fill(env, &sidecar).await;
     sidecar
 }
 
-pub async fn fill(world: &TestEnv, sidecar: &Sidecar) {
-    apply_schedule(world, "users", json!({"suspended": true})).await;
-    apply_job(world, "open", json!({})).await;
-    apply_job(world, "failed", json!({})).await;
+pub async fn fill(env: &TestEnv, sidecar: &Sidecar) {
+    apply_schedule(env, "users", json!({"suspended": true})).await;
+    apply_job(env, "open", json!({})).await;
+    apply_job(env, "failed", json!({})).await;
     let at = "2026-11-25T10:00:00Z";
     let condition =
         json!({"type": "Failed", "status": "True", "reason": "Test", "message": MARKUP, "lastTransitionTime": at});
@@ -121,7 +121,7 @@ pub async fn fill(world: &TestEnv, sidecar: &Sidecar) {
         "worker": MARKUP, "failures": [{"key": MARKUP, "reason": "Rejected", "message": MARKUP}],
         "attemptHistory": [{"number": 1, "start": at, "end": at, "reason": "Test", "message": MARKUP}],
     });
-    world
+    env
         .jobs()
         .patch_status("failed", &PatchParams::default(), &Patch::Merge(json!({"status": status})))
         .await
@@ -136,8 +136,8 @@ pub async fn fill(world: &TestEnv, sidecar: &Sidecar) {
     .await;
 }
 
-pub fn pages(world: &TestEnv) -> [String; 6] {
-    let here = &world.name;
+pub fn pages(env: &TestEnv) -> [String; 6] {
+    let here = &env.name;
     [
         "/".to_owned(),
         "/ui/schedules".to_owned(),
@@ -150,9 +150,9 @@ pub fn pages(world: &TestEnv) -> [String; 6] {
 
 #[tokio::test]
 async fn a_user_has_the_rights_of_the_token() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let here = &world.name;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let here = &env.name;
     let suspend = format!("/ui/schedules/{here}/users/suspend");
     let resume = format!("/ui/schedules/{here}/users/resume");
     let run = format!("/ui/schedules/{here}/users/run");
@@ -164,11 +164,11 @@ async fn a_user_has_the_rights_of_the_token() {
         ("starter", &["list", "create"]),
         ("editor", &["list", "create", "patch"]),
     ] {
-        let token = with_rights(&world, name, verbs).await;
+        let token = with_rights(&env, name, verbs).await;
         let browser = Browser::with_token(&sidecar, &token).await;
         let may = |verb: &str| verbs.contains(&verb);
         let mut text = String::new();
-        for path in pages(&world) {
+        for path in pages(&env) {
             let page = browser.get(&path).await;
             assert_eq!(page.code.as_u16(), if may("list") { 200 } else { 403 }, "{name} {path}: {}", page.text);
             assert!(page.text.contains(&format!("system:serviceaccount:{here}:{name}")), "{name} {path}");
@@ -185,11 +185,11 @@ async fn a_user_has_the_rights_of_the_token() {
             assert_eq!(pressed.code.as_u16(), if may(verb) { 303 } else { 403 }, "{name} {action}: {}", pressed.text);
         }
     }
-    let schedule = world.schedules().get("users").await.unwrap();
+    let schedule = env.schedules().get("users").await.unwrap();
     assert!(!schedule.spec.suspended, "the editor made the last change");
-    assert!(world.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(env.jobs().get("open").await.unwrap().spec.cancelled);
     assert_eq!(
-        world.jobs().list(&ListParams::default()).await.unwrap().items.len(),
+        env.jobs().list(&ListParams::default()).await.unwrap().items.len(),
         2 + 3,
         "two runs and one retry were made"
     );
@@ -197,33 +197,33 @@ async fn a_user_has_the_rights_of_the_token() {
 
 #[tokio::test]
 async fn other_namespaces_are_not_visible() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &with_rights(&env, "viewer", &["list"]).await).await;
     for path in
         ["/?namespace=elsewhere", "/ui/runs?namespace=elsewhere", "/ui/schedules/elsewhere/a", "/ui/runs/elsewhere/a"]
     {
         assert_eq!(browser.get(path).await.code, 403, "{path}");
     }
-    assert_eq!(browser.get(&format!("/ui/runs/{}/none", world.name)).await.code, 404);
+    assert_eq!(browser.get(&format!("/ui/runs/{}/none", env.name)).await.code, 404);
     assert!(browser.get("/").await.text.contains("failed"), "permitted objects are shown");
 }
 
 #[tokio::test]
 async fn a_session_requires_a_valid_token() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let token = administrator(&world).await;
-    let other = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let token = administrator(&env).await;
+    let other = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
     let foreign = Browser::with_token(&other, &token).await.cookie;
     for cookie in [None, foreign, Some("sync-operator=AAAA".to_owned()), Some("sync-operator=".to_owned())] {
         let browser = Browser { sidecar: &sidecar, cookie };
-        for path in pages(&world) {
+        for path in pages(&env) {
             let answer = browser.get(&path).await;
             let back = path.replace('/', "%2F");
             assert_eq!((answer.code.as_u16(), answer.location()), (303, &*format!("/ui/login?next={back}")), "{path}");
         }
-        let pressed = browser.press(&format!("/ui/runs/{}/open/cancel", world.name), "").await;
+        let pressed = browser.press(&format!("/ui/runs/{}/open/cancel", env.name), "").await;
         assert_eq!((pressed.code.as_u16(), pressed.location()), (303, "/ui/login?next=%2F"));
     }
     let browser = Browser::new(&sidecar);
@@ -232,14 +232,14 @@ async fn a_session_requires_a_valid_token() {
         assert_eq!(answer.code, 401, "{wrong}");
         assert!(!answer.headers.contains_key("set-cookie") && !answer.text.contains("garbage"));
     }
-    assert!(!world.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(!env.jobs().get("open").await.unwrap().spec.cancelled);
 }
 
 #[tokio::test]
 async fn each_login_is_a_new_session_and_a_logout_ends_it() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let token = administrator(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let token = administrator(&env).await;
     let planted = Browser { sidecar: &sidecar, cookie: Some("sync-operator=planted".to_owned()) };
     let answer = planted.log_in(&token, "/ui/runs").await;
     let first = answer.cookie();
@@ -265,9 +265,9 @@ async fn each_login_is_a_new_session_and_a_logout_ends_it() {
 
 #[tokio::test]
 async fn a_login_leads_to_pages_of_the_dashboard_only() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let token = administrator(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let token = administrator(&env).await;
     let browser = Browser::new(&sidecar);
     for (next, location) in [
         ("%2Fui%2Fruns%3Fphase%3DFailed", "/ui/runs?phase=Failed"),
@@ -284,12 +284,12 @@ async fn a_login_leads_to_pages_of_the_dashboard_only() {
 
 #[tokio::test]
 async fn forms_of_other_sites_are_refused() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let token = administrator(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let token = administrator(&env).await;
     let browser = Browser::with_token(&sidecar, &token).await;
-    let cancel = format!("/ui/runs/{}/open/cancel", world.name);
-    let resume = format!("/ui/schedules/{}/users/resume", world.name);
+    let cancel = format!("/ui/runs/{}/open/cancel", env.name);
+    let resume = format!("/ui/schedules/{}/users/resume", env.name);
     let login = format!("token={token}");
     for headers in [
         &[][..],
@@ -303,8 +303,8 @@ async fn forms_of_other_sites_are_refused() {
             assert_eq!((answer.code.as_u16(), answer.headers.get("set-cookie")), (403, None), "{path} {headers:?}");
         }
     }
-    assert!(!world.jobs().get("open").await.unwrap().spec.cancelled);
-    assert!(world.schedules().get("users").await.unwrap().spec.suspended);
+    assert!(!env.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(env.schedules().get("users").await.unwrap().spec.suspended);
     let answer = browser.post(&cancel, "", &[("origin", "https://localhost")]).await;
     assert_eq!(answer.code, 303, "an old browser, on its own host");
     // The calls accept no sessions, so they need no such check.
@@ -314,13 +314,13 @@ async fn forms_of_other_sites_are_refused() {
 
 #[tokio::test]
 async fn no_page_can_be_framed_or_run_foreign_scripts() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&env).await).await;
     let style = browser.get("/").await.text;
     let style = style.split("href=\"").find(|part| part.starts_with("/ui/static/style")).unwrap();
     let style = style.split('"').next().unwrap().to_owned();
-    let mut paths = pages(&world).to_vec();
+    let mut paths = pages(&env).to_vec();
     paths.extend(["/ui/login", "/ui/nothing", "/ui/static/nothing.js", &style].map(str::to_owned));
     for path in paths {
         let answer = browser.get(&path).await;
@@ -339,11 +339,11 @@ async fn no_page_can_be_framed_or_run_foreign_scripts() {
 
 #[tokio::test]
 async fn user_input_is_shown_as_text() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&env).await).await;
     let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
-    let mut paths = pages(&world).to_vec();
+    let mut paths = pages(&env).to_vec();
     for path in
         ["/ui/runs?text=", "/ui/runs?schedule=", "/ui/runs?namespace=", "/ui/schedules?text=", "/ui/login?next="]
     {
@@ -366,8 +366,8 @@ async fn user_input_is_shown_as_text() {
 
 #[tokio::test]
 async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
     let answer = sidecar.get("/").await;
     assert_eq!((answer.problem(), &answer.body["detail"]), ((404, "not-found"), &Value::from("there is no /")));
     for path in ["/nothing", "/jobs?limit=0"] {
@@ -375,24 +375,24 @@ async fn api_clients_get_the_same_answers_as_without_the_dashboard() {
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{path}");
     }
     // A sidecar without authentication has no login.
-    let open = Sidecar::open(&world).await;
+    let open = Sidecar::open(&env).await;
     let browser = Browser::new(&open);
     let page = browser.get("/").await;
     assert!(page.code == 200 && !page.text.contains("Log out"), "{}", page.text);
     assert_eq!(browser.get("/ui/login").await.location(), "/");
     let rebound = Request::get("/jobs").header("host", "evil.example").body(Body::empty()).unwrap();
     assert_eq!(open.call(rebound).await.problem(), (403, "forbidden"), "the host of another site");
-    let answer = browser.press(&format!("/ui/schedules/{}/users/resume", world.name), "next=/ui/schedules").await;
+    let answer = browser.press(&format!("/ui/schedules/{}/users/resume", env.name), "next=/ui/schedules").await;
     assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/schedules"));
-    let answer = browser.post(&format!("/ui/runs/{}/open/cancel", world.name), "", &[]).await;
+    let answer = browser.post(&format!("/ui/runs/{}/open/cancel", env.name), "", &[]).await;
     assert_eq!(answer.code, 403, "other sites are refused without authentication too");
 }
 
 #[tokio::test]
 async fn events_require_the_right_to_list_runs() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Authorized), 1000).await;
-    let here = format!("/ui/events?namespace={}", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Authorized), 1000).await;
+    let here = format!("/ui/events?namespace={}", env.name);
     let listen = async |browser: &Browser<'_>, path: &str| {
         let mut request = Request::get(path).header("accept", "text/event-stream");
         if let Some(cookie) = &browser.cookie {
@@ -400,8 +400,8 @@ async fn events_require_the_right_to_list_runs() {
         }
         sidecar.send(request.body(Body::empty()).unwrap()).await.status().as_u16()
     };
-    let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
-    let nobody = Browser::with_token(&sidecar, &with_rights(&world, "nobody", &["get"]).await).await;
+    let viewer = Browser::with_token(&sidecar, &with_rights(&env, "viewer", &["list"]).await).await;
+    let nobody = Browser::with_token(&sidecar, &with_rights(&env, "nobody", &["get"]).await).await;
     assert_eq!(listen(&Browser::new(&sidecar), &here).await, 401);
     assert_eq!(listen(&nobody, &here).await, 403);
     assert_eq!((listen(&viewer, &here).await, listen(&viewer, "/ui/events").await), (200, 403));
@@ -409,11 +409,11 @@ async fn events_require_the_right_to_list_runs() {
 
 #[tokio::test]
 async fn sidecars_with_the_same_secret_accept_the_same_sessions() {
-    let world = TestEnv::new().await;
-    let token = administrator(&world).await;
+    let env = TestEnv::new().await;
+    let token = administrator(&env).await;
     let sidecar = async |secret: &[u8]| {
         let sessions = Sessions::new(Some(secret), false).unwrap();
-        Sidecar::with(&world, settings(Some(sessions))).await
+        Sidecar::with(&env, settings(Some(sessions))).await
     };
     let (one, same, other) = (sidecar(&[1; 32]).await, sidecar(&[1; 32]).await, sidecar(&[2; 32]).await);
     let Browser { cookie, .. } = Browser::with_token(&one, &token).await;
@@ -423,8 +423,8 @@ async fn sidecars_with_the_same_secret_accept_the_same_sessions() {
 
 #[tokio::test]
 async fn the_dashboard_can_be_left_out() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::with(&world, settings(None)).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::with(&env, settings(None)).await;
     let browser = Browser::new(&sidecar);
     for path in ["/", "/ui/login", "/ui/runs", "/ui/events"] {
         assert_eq!(browser.get(path).await.code, 404, "{path}");
@@ -434,10 +434,10 @@ async fn the_dashboard_can_be_left_out() {
 
 #[tokio::test]
 async fn a_secret_that_is_too_short_is_refused_at_the_start() {
-    let world = TestEnv::new().await;
-    let file = std::env::temp_dir().join(&world.name);
+    let env = TestEnv::new().await;
+    let file = std::env::temp_dir().join(&env.name);
     std::fs::write(&file, "short").unwrap();
-    let mut operator = world.operator("api", &["--dashboard-key-file", file.to_str().unwrap()]);
+    let mut operator = env.operator("api", &["--dashboard-key-file", file.to_str().unwrap()]);
     eventually("the operator ends", async || (!operator.is_running()).then_some(())).await;
     assert!(operator.log().contains("DASHBOARD_KEY_FILE: the secret of sessions must have at least 32 bytes"));
     std::fs::remove_file(file).unwrap();
@@ -445,10 +445,10 @@ async fn a_secret_that_is_too_short_is_refused_at_the_start() {
 
 #[tokio::test]
 async fn older_runs_are_on_the_next_page_with_the_same_filters() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     for i in 0..55 {
-        apply_job(&world, &format!("run-{i:02}"), json!({})).await;
+        apply_job(&env, &format!("run-{i:02}"), json!({})).await;
     }
     eventually("the sidecar has seen all", async || {
         let runs = sidecar.get("/jobs").await.body;
@@ -478,17 +478,17 @@ fn settings(dashboard: Option<Sessions>) -> HttpSettings {
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn speed() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let named = |i: usize| format!("schedule-{i:05}");
     let schedules = futures::stream::iter(0..10_000).for_each_concurrent(32, async |i| {
-        apply_schedule(&world, &named(i), json!({"suspended": true})).await;
+        apply_schedule(&env, &named(i), json!({"suspended": true})).await;
     });
     schedules.await;
     let jobs = futures::stream::iter(0..20_000).for_each_concurrent(32, async |i| {
         let mut job = SyncJob::new(&format!("job-{i:05}"), SyncJobSpec::default());
         job.labels_mut().insert(SCHEDULE_LABEL.to_owned(), named(i / 2));
-        world.jobs().create(&PostParams::default(), &job).await.unwrap();
+        env.jobs().create(&PostParams::default(), &job).await.unwrap();
     });
     jobs.await;
     eventually("the sidecar has seen all", async || {

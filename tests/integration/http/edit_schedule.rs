@@ -23,19 +23,19 @@ fn encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"))
 }
 
-async fn notes(world: &TestEnv, reason: &str) -> Vec<String> {
-    let about = events(world).await.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
+async fn notes(env: &TestEnv, reason: &str) -> Vec<String> {
+    let about = events(env).await.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
     about.filter_map(|event| event.note).collect()
 }
 
 #[tokio::test]
 async fn a_note_explains_a_suspension_until_it_ends() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
-    let page = format!("/ui/schedules/{}/users", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&env).await).await;
+    let page = format!("/ui/schedules/{}/users", env.name);
     let noted = async |name: &str| {
-        let schedule = world.schedules().get(name).await.unwrap();
+        let schedule = env.schedules().get(name).await.unwrap();
         (schedule.spec.suspended, schedule.annotations().get(SUSPEND_NOTE_ANNOTATION).cloned())
     };
     let suspend = async |note: &str| {
@@ -57,10 +57,10 @@ async fn a_note_explains_a_suspension_until_it_ends() {
     }
     assert_eq!(suspend("a better reason").await.code, 303, "the note of a suspended object can be changed");
     assert_eq!(noted("users").await, (true, Some("a better reason".to_owned())));
-    let open = world.jobs().get("open").await.unwrap();
+    let open = env.jobs().get("open").await.unwrap();
     assert!(!open.spec.suspended, "the run does not belong to this schedule");
     eventually("the event", async || {
-        let notes = notes(&world, "PausedByCall").await;
+        let notes = notes(&env, "PausedByCall").await;
         notes.iter().any(|note| note.starts_with("Suspended: a better reason, by system:serviceaccount:")).then_some(())
     })
     .await;
@@ -75,17 +75,17 @@ async fn a_note_explains_a_suspension_until_it_ends() {
 
 #[tokio::test]
 async fn the_due_time_of_a_schedule_can_be_changed() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
-    let page = format!("/ui/schedules/{}/users", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&env).await).await;
+    let page = format!("/ui/schedules/{}/users", env.name);
     let edit = format!("{page}/edit");
     let spec = async || {
-        let schedule = world.schedules().get("users").await.unwrap();
+        let schedule = env.schedules().get("users").await.unwrap();
         let spec = serde_json::to_value(&schedule.spec).unwrap();
         [spec["interval"].clone(), spec["schedule"].clone(), spec["timeZone"].clone()]
     };
-    let generation = async || world.schedules().get("users").await.unwrap().metadata.generation.unwrap();
+    let generation = async || env.schedules().get("users").await.unwrap().metadata.generation.unwrap();
     let save = async |fields: &str| browser.press(&edit, &format!("generation={}&{fields}", generation().await)).await;
 
     let form = browser.get(&edit).await.text;
@@ -102,7 +102,7 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
     assert!(browser.get(&page).await.text.contains("At 03:00, Europe/Berlin"));
     eventually("the event", async || {
         let changed = "Changed from Every 20 minutes to At 03:00, Europe/Berlin, by system:serviceaccount:";
-        notes(&world, "RescheduledByCall").await.iter().any(|note| note.starts_with(changed)).then_some(())
+        notes(&env, "RescheduledByCall").await.iter().any(|note| note.starts_with(changed)).then_some(())
     })
     .await;
     assert_eq!(save("grid=interval&interval=5m&schedule=0+3+*+*+*&timeZone=Europe%2FBerlin").await.code, 303);
@@ -128,29 +128,29 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
     // Another client has changed the schedule in the meantime.
     let seen = generation().await;
     let patch = Patch::Merge(json!({"spec": {"interval": "7m"}}));
-    world.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
+    env.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
     let late = browser.press(&edit, &format!("generation={seen}&grid=interval&interval=9m")).await;
     assert_eq!((late.code.as_u16(), spec().await[0].clone()), (409, json!("7m")), "{}", late.text);
     // A change of the status is no conflict.
     let status = Patch::Merge(json!({"status": {"activeCount": 3}}));
-    world.schedules().patch_status("users", &PatchParams::default(), &status).await.unwrap();
+    env.schedules().patch_status("users", &PatchParams::default(), &status).await.unwrap();
     assert_eq!(save("grid=interval&interval=9m").await.code, 303);
 }
 
 #[tokio::test]
 async fn a_change_requires_the_right_to_patch_the_schedule() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
-    apply_schedule(&world, "users", json!({})).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
+    apply_schedule(&env, "users", json!({})).await;
     eventually("the sidecar has seen the schedule", async || {
         (sidecar.get("/jobs/status").await.body["repeatable"].as_array()?.len() == 1).then_some(())
     })
     .await;
-    let page = format!("/ui/schedules/{}/users", world.name);
+    let page = format!("/ui/schedules/{}/users", env.name);
     let edit = format!("{page}/edit");
     let form = "generation=1&grid=interval&interval=5m";
     for (name, verbs) in [("viewer", &["list", "create"][..]), ("editor", &["list", "patch"])] {
-        let browser = Browser::with_token(&sidecar, &with_rights(&world, name, verbs).await).await;
+        let browser = Browser::with_token(&sidecar, &with_rights(&env, name, verbs).await).await;
         let may = verbs.contains(&"patch");
         assert_eq!(browser.get(&page).await.text.contains(&edit), may, "{name}");
         assert_eq!(browser.get(&edit).await.code.as_u16(), if may { 200 } else { 403 }, "{name}");
@@ -164,16 +164,16 @@ async fn a_change_requires_the_right_to_patch_the_schedule() {
 
 #[tokio::test]
 async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
-    let world = TestEnv::new().await;
-    apply_schedule(&world, "users", json!({"interval": "20m"})).await;
+    let env = TestEnv::new().await;
+    apply_schedule(&env, "users", json!({"interval": "20m"})).await;
     let port = free_port();
-    let _operator = world.operator("all", &["--http-port", &port.to_string(), "--leader-lease-namespace", &world.name]);
-    let token = administrator(&world).await;
+    let _operator = env.operator("all", &["--http-port", &port.to_string(), "--leader-lease-namespace", &env.name]);
+    let token = administrator(&env).await;
     let browser = Chromium::start().await;
     browser.chrome("Emulation.setTimezoneOverride", json!({"timezoneId": "Asia/Tokyo"})).await;
     let site = format!("http://localhost:{port}");
     eventually("the operator serves", async || reqwest::get(format!("{site}/ui/login")).await.ok()).await;
-    browser.open(&format!("{site}/ui/schedules/{}/users", world.name)).await;
+    browser.open(&format!("{site}/ui/schedules/{}/users", env.name)).await;
     browser.type_into("#token", &token).await;
     browser.click("main button").await;
     browser.shows("h1", "users").await;

@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// Waits until the sidecar has seen a SyncJob in a state.
-async fn wait_for_phase(sidecar: &Sidecar, world: &TestEnv, name: &str, phase: &str) {
+async fn wait_for_phase(sidecar: &Sidecar, env: &TestEnv, name: &str, phase: &str) {
     eventually(&format!("the sidecar has seen {name}"), async || {
-        let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", world.name)).await;
+        let answer = sidecar.get(&format!("/jobs?namespace={}&phase={phase}&text={name}", env.name)).await;
         (answer.body["items"].as_array()?.iter().any(|item| item["name"] == name)).then_some(())
     })
     .await;
@@ -39,71 +39,71 @@ async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
 }
 
 /// Writes a status in place of the controller.
-async fn set_status(world: &TestEnv, name: &str, status: Value) {
+async fn set_status(env: &TestEnv, name: &str, status: Value) {
     let patch = Patch::Merge(json!({"status": status}));
-    world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 /// Creates a SyncJob with the status of an ended run.
-async fn ended(world: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
-    apply_job(world, name, json!({})).await;
+async fn ended(env: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
+    apply_job(env, name, json!({})).await;
     let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
     let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = json!({"type": phase, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
-    set_status(world, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
+    set_status(env, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
 }
 
-async fn one_schedule(world: &TestEnv, sidecar: &Sidecar) {
+async fn one_schedule(env: &TestEnv, sidecar: &Sidecar) {
     let template = json!({"spec": {"batchSize": 7, "syncType": "Full"}});
-    apply_schedule(world, "users", json!({"suspended": true, "jobTemplate": template})).await;
+    apply_schedule(env, "users", json!({"suspended": true, "jobTemplate": template})).await;
     wait_for_schedules(sidecar, 1).await;
 }
 
-async fn get_job(world: &TestEnv, answer: &Answer) -> SyncJob {
+async fn get_job(env: &TestEnv, answer: &Answer) -> SyncJob {
     assert_eq!(answer.code, 202, "{}", answer.body);
-    let job = world.jobs().get(answer.body["name"].as_str().unwrap()).await.unwrap();
+    let job = env.jobs().get(answer.body["name"].as_str().unwrap()).await.unwrap();
     assert_eq!(answer.body["jobId"], job.uid().unwrap());
-    assert_eq!(answer.body["namespace"], world.name);
-    assert_eq!(answer.headers["location"], format!("/jobs/{}/{}", world.name, job.name_any()));
+    assert_eq!(answer.body["namespace"], env.name);
+    assert_eq!(answer.headers["location"], format!("/jobs/{}/{}", env.name, job.name_any()));
     job
 }
 
 #[tokio::test]
 async fn a_trigger_runs_the_template_and_the_schedule_counts_it() {
-    let world = TestEnv::new().await;
-    world.seed(30, 0).await;
-    let sidecar = Sidecar::open(&world).await;
-    one_schedule(&world, &sidecar).await;
-    let _operator = world.operator("controller", &[]);
+    let env = TestEnv::new().await;
+    env.seed(30, 0).await;
+    let sidecar = Sidecar::open(&env).await;
+    one_schedule(&env, &sidecar).await;
+    let _operator = env.operator("controller", &[]);
 
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
-    let job = get_job(&world, &answer).await;
+    let job = get_job(&env, &answer).await;
     assert_eq!((job.spec.sync_type, job.spec.batch_size), (SyncMode::Incremental, 7));
-    assert!(is_complete(&finished(&world, &job.name_any()).await));
+    assert!(is_complete(&finished(&env, &job.name_any()).await));
     let answer = sidecar.post("/jobs/trigger/user-sync", json!({"syncType": "full"})).await;
-    let job = get_job(&world, &answer).await;
+    let job = get_job(&env, &answer).await;
     assert_eq!(job.spec.sync_type, SyncMode::Full);
-    let ended = finished(&world, &job.name_any()).await;
+    let ended = finished(&env, &job.name_any()).await;
     assert_eq!(ended.status.unwrap().counts.unwrap().processed, 30);
     for _ in 0..20 {
         let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
-        finished(&world, &get_job(&world, &answer).await.name_any()).await;
+        finished(&env, &get_job(&env, &answer).await.name_any()).await;
     }
 
-    let schedules = world.schedules();
+    let schedules = env.schedules();
     eventually("all runs are counted", async || {
         let status = schedules.get("users").await.unwrap().status?;
         ((status.runs.succeeded, status.active_count) == (22, Some(0))).then_some(())
     })
     .await;
-    wait_for_events(&world, "users", &["TriggeredByCall"]).await;
+    wait_for_events(&env, "users", &["TriggeredByCall"]).await;
 }
 
 #[tokio::test]
 async fn the_same_idempotency_key_returns_the_same_job() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    one_schedule(&world, &sidecar).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    one_schedule(&env, &sidecar).await;
     let trigger = async |key: &str, body: Value| {
         sidecar.post_with("/jobs/trigger/user-sync", body, &[("idempotency-key", key)]).await
     };
@@ -117,52 +117,52 @@ async fn the_same_idempotency_key_returns_the_same_job() {
     for key in ["", "a b", "ä", &"x".repeat(256)] {
         assert_eq!(trigger(key, Value::Null).await.problem(), (400, "bad-request"), "{key}");
     }
-    assert_eq!(world.jobs().list(&ListParams::default()).await.unwrap().items.len(), 2);
+    assert_eq!(env.jobs().list(&ListParams::default()).await.unwrap().items.len(), 2);
 }
 
 #[tokio::test]
 async fn several_schedules_of_a_type_are_listed_and_selectable() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let missing = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(missing.problem(), (404, "not-found"));
     for name in ["b", "a"] {
         let spec = json!({"suspended": true, "jobTemplate": {"spec": {"type": "Issue"}}});
-        apply_schedule(&world, name, spec).await;
+        apply_schedule(&env, name, spec).await;
     }
     wait_for_schedules(&sidecar, 2).await;
     let answer = sidecar.post("/jobs/trigger/issue-sync", Value::Null).await;
     assert_eq!(answer.problem(), (409, "ambiguous"));
-    let candidates = json!([{"namespace": world.name, "name": "a"}, {"namespace": world.name, "name": "b"}]);
+    let candidates = json!([{"namespace": env.name, "name": "a"}, {"namespace": env.name, "name": "b"}]);
     assert_eq!(answer.body["candidates"], candidates);
-    let path = format!("/jobs/trigger/issue-sync?schedule=b&namespace={}", world.name);
-    let job = get_job(&world, &sidecar.post(&path, Value::Null).await).await;
+    let path = format!("/jobs/trigger/issue-sync?schedule=b&namespace={}", env.name);
+    let job = get_job(&env, &sidecar.post(&path, Value::Null).await).await;
     assert_eq!(job.labels()["sync.codex.dev/schedule"], "b");
     assert_eq!(sidecar.post("/jobs/trigger/user-sync?schedule=b", Value::Null).await.problem().0, 404);
 }
 
 #[tokio::test]
 async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    apply_schedule(&world, "a", json!({"interval": "1h"})).await;
-    apply_schedule(&world, "b", json!({"interval": "1h"})).await;
-    apply_job(&world, "open", json!({})).await;
-    ended(&world, "done", "Complete", 1).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    apply_schedule(&env, "a", json!({"interval": "1h"})).await;
+    apply_schedule(&env, "b", json!({"interval": "1h"})).await;
+    apply_job(&env, "open", json!({})).await;
+    ended(&env, "done", "Complete", 1).await;
     wait_for_schedules(&sidecar, 2).await;
-    wait_for_phase(&sidecar, &world, "done", "Complete").await;
+    wait_for_phase(&sidecar, &env, "done", "Complete").await;
 
-    let named = |name: &str| json!({"namespace": world.name, "name": name});
+    let named = |name: &str| json!({"namespace": env.name, "name": name});
     let answer = sidecar.post("/jobs/pause?schedule=a", Value::Null).await;
     let one = json!({"paused": true, "schedules": [named("a")], "jobs": [], "unchanged": 0});
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &one));
-    let suspended = async || world.schedules().get("a").await.unwrap().spec.suspended;
+    let suspended = async || env.schedules().get("a").await.unwrap().spec.suspended;
     assert!(suspended().await);
-    let pause = format!("/jobs/pause?namespace={}", world.name);
+    let pause = format!("/jobs/pause?namespace={}", env.name);
     let rest = json!({"paused": true, "schedules": [named("b")], "jobs": [named("open")], "unchanged": 1});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, rest);
-    assert!(world.jobs().get("open").await.unwrap().spec.suspended);
-    assert!(!world.jobs().get("done").await.unwrap().spec.suspended, "ended runs are not changed");
+    assert!(env.jobs().get("open").await.unwrap().spec.suspended);
+    assert!(!env.jobs().get("done").await.unwrap().spec.suspended, "ended runs are not changed");
     let nothing = json!({"paused": true, "schedules": [], "jobs": [], "unchanged": 3});
     assert_eq!(sidecar.post(&pause, Value::Null).await.body, nothing);
     eventually("/jobs/status reports the pause", async || {
@@ -174,18 +174,18 @@ async fn pause_and_resume_apply_to_the_filter_and_list_changes() {
     assert_eq!(answer.body, all);
     assert!(!suspended().await);
     assert_eq!(sidecar.post("/jobs/pause?schedule=c", Value::Null).await.problem(), (404, "not-found"));
-    wait_for_events(&world, "open", &["PausedByCall"]).await;
+    wait_for_events(&env, "open", &["PausedByCall"]).await;
 }
 
 #[tokio::test]
 async fn a_call_sees_the_effect_of_the_call_before_it() {
-    let world = TestEnv::new().await;
-    let (one, other) = (Sidecar::open(&world).await, Sidecar::open(&world).await);
-    one_schedule(&world, &one).await;
+    let env = TestEnv::new().await;
+    let (one, other) = (Sidecar::open(&env).await, Sidecar::open(&env).await);
+    one_schedule(&env, &one).await;
     wait_for_schedules(&other, 1).await;
     for round in 0..20 {
         let answer = one.post("/jobs/trigger/user-sync", Value::Null).await;
-        let path = format!("/jobs/{}/{}", world.name, answer.body["name"].as_str().unwrap());
+        let path = format!("/jobs/{}/{}", env.name, answer.body["name"].as_str().unwrap());
         assert_eq!(one.get(&path).await.code, 200, "round {round}");
         let (suspend, resume) = (format!("{path}/suspend"), format!("{path}/resume"));
         assert_eq!(one.post(&suspend, Value::Null).await.body["changed"], true, "round {round}");
@@ -199,18 +199,18 @@ async fn a_call_sees_the_effect_of_the_call_before_it() {
 
 #[tokio::test]
 async fn cleanup_deletes_only_runs_that_ended_long_ago() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     for (name, phase, hours) in [("old", "Complete", 30), ("bad", "Failed", 25), ("new", "Complete", 2)] {
-        ended(&world, name, phase, hours).await;
-        wait_for_phase(&sidecar, &world, name, phase).await;
+        ended(&env, name, phase, hours).await;
+        wait_for_phase(&sidecar, &env, name, phase).await;
     }
-    apply_job(&world, "open", json!({})).await;
+    apply_job(&env, "open", json!({})).await;
     let names = async || {
-        let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+        let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
         jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     };
-    let path = format!("/jobs/cleanup?namespace={}", world.name);
+    let path = format!("/jobs/cleanup?namespace={}", env.name);
     let both = json!({"completed": 1, "failed": 1, "remaining": 0});
     assert_eq!(sidecar.post(&path, json!({"dryRun": true})).await.body, both);
     assert_eq!(names().await.len(), 4);
@@ -231,81 +231,81 @@ async fn cleanup_deletes_only_runs_that_ended_long_ago() {
 
 #[tokio::test]
 async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    one_schedule(&world, &sidecar).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    one_schedule(&env, &sidecar).await;
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
-    let name = get_job(&world, &answer).await.name_any();
+    let name = get_job(&env, &answer).await.name_any();
     let at = "2026-11-23T12:00:00Z";
     let status = json!({"active": [{"name": name, "slot": at}]});
     let patch = Patch::Merge(json!({"status": status}));
-    world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
+    env.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
     let condition =
         json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
-    set_status(&world, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
-    wait_for_phase(&sidecar, &world, &name, "Failed").await;
+    set_status(&env, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
+    wait_for_phase(&sidecar, &env, &name, "Failed").await;
     let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
     assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
     let patch = Patch::Merge(json!({"status": {"active": []}}));
-    world.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
+    env.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
     eventually("the run is deleted when it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let filter = json!({"target": {"filter": {"age": {"$bigger": 3}}, "lastSyncedField": "seen"}});
-    let uid = apply_job(&world, "run", filter).await.uid().unwrap();
-    wait_for_phase(&sidecar, &world, "run", "Pending").await;
-    let path = |action: &str| format!("/jobs/{}/run/{action}", world.name);
+    let uid = apply_job(&env, "run", filter).await.uid().unwrap();
+    wait_for_phase(&sidecar, &env, "run", "Pending").await;
+    let path = |action: &str| format!("/jobs/{}/run/{action}", env.name);
     let answer = sidecar.post(&path("suspend"), Value::Null).await;
-    let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
+    let changed = json!({"namespace": env.name, "name": "run", "jobId": uid, "changed": true});
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
     assert_eq!(sidecar.post(&path("suspend"), Value::Null).await.body["changed"], false);
     assert_eq!(sidecar.post(&path("retry"), Value::Null).await.problem(), (409, "conflict"));
     assert_eq!(sidecar.post(&path("resume"), Value::Null).await.body["changed"], true);
     assert_eq!(sidecar.post(&path("cancel"), Value::Null).await.body["changed"], true);
-    assert!(world.jobs().get("run").await.unwrap().spec.cancelled);
+    assert!(env.jobs().get("run").await.unwrap().spec.cancelled);
 
-    let _operator = world.operator("controller", &[]);
-    assert!(is_finished(&finished(&world, "run").await));
-    wait_for_phase(&sidecar, &world, "run", "Failed").await;
+    let _operator = env.operator("controller", &[]);
+    assert!(is_finished(&finished(&env, "run").await));
+    wait_for_phase(&sidecar, &env, "run", "Failed").await;
     for action in ["cancel", "suspend", "resume"] {
         assert_eq!(sidecar.post(&path(action), Value::Null).await.problem(), (409, "conflict"), "{action}");
     }
     let answer = sidecar.post(&path("retry"), Value::Null).await;
-    let again = get_job(&world, &answer).await;
+    let again = get_job(&env, &answer).await;
     assert_eq!(again.spec.target.last_synced_field, "seen", "the cache has less of a run that ended");
     assert!(!again.spec.target.filter.is_empty() && !again.spec.cancelled && !again.spec.suspended);
     let replayed = sidecar.post(&path("retry"), Value::Null).await;
     assert_eq!((&replayed.body, &replayed.headers["idempotent-replayed"]), (&answer.body, &"true".parse().unwrap()));
 
-    let failed = finished(&world, &again.name_any()).await;
-    wait_for_phase(&sidecar, &world, &failed.name_any(), "Failed").await;
-    let details = sidecar.get(&format!("/jobs/{}/{}", world.name, failed.name_any())).await.body;
+    let failed = finished(&env, &again.name_any()).await;
+    wait_for_phase(&sidecar, &env, &failed.name_any(), "Failed").await;
+    let details = sidecar.get(&format!("/jobs/{}/{}", env.name, failed.name_any())).await.body;
     assert_eq!(details["reason"], "InvalidTarget");
     assert_eq!(details["attempts"][0]["number"], 1);
     assert!(details["message"].as_str().unwrap().contains("$bigger"), "{details}");
 }
 
 /// Creates a SyncJob with the status of a run whose guard holds 400 removals.
-async fn hold(world: &TestEnv, name: &str) {
+async fn hold(env: &TestEnv, name: &str) {
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
         "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});
-    set_status(world, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
+    set_status(env, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
 }
 
 #[tokio::test]
 async fn a_held_run_is_approved_with_the_number_that_was_seen() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    let uid = apply_job(&world, "run", json!({})).await.uid().unwrap();
-    wait_for_phase(&sidecar, &world, "run", "Pending").await;
-    let path = format!("/jobs/{}/run/approve", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    let uid = apply_job(&env, "run", json!({})).await.uid().unwrap();
+    wait_for_phase(&sidecar, &env, "run", "Pending").await;
+    let path = format!("/jobs/{}/run/approve", env.name);
     let approve = async |removals: Value| sidecar.post(&path, json!({"removals": removals})).await;
     assert_eq!(approve(json!(400)).await.problem(), (409, "conflict"), "the run is not held");
-    hold(&world, "run").await;
+    hold(&env, "run").await;
     for removals in [json!(0), json!(-1), json!(1.5), json!(1e10), json!("400"), json!(null)] {
         assert_eq!(approve(removals.clone()).await.problem(), (422, "invalid-body"), "{removals}");
     }
@@ -313,33 +313,33 @@ async fn a_held_run_is_approved_with_the_number_that_was_seen() {
     let fewer = approve(json!(399)).await;
     assert_eq!(fewer.problem(), (409, "conflict"));
     assert!(fewer.body["detail"].as_str().unwrap().contains("held for 400"), "{}", fewer.body);
-    assert!(!world.jobs().get("run").await.unwrap().annotations().contains_key("sync.codex.dev/approve"));
+    assert!(!env.jobs().get("run").await.unwrap().annotations().contains_key("sync.codex.dev/approve"));
 
-    let changed = json!({"namespace": world.name, "name": "run", "jobId": uid, "changed": true});
+    let changed = json!({"namespace": env.name, "name": "run", "jobId": uid, "changed": true});
     let answer = approve(json!(400)).await;
     assert_eq!((answer.code.as_u16(), &answer.body), (200, &changed));
-    assert_eq!(world.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
+    assert_eq!(env.jobs().get("run").await.unwrap().annotations()["sync.codex.dev/approve"], "400");
     assert_eq!(approve(json!(400.0)).await.body["changed"], false);
-    wait_for_events(&world, "run", &["ApprovedByCall"]).await;
-    let events = events(&world).await;
+    wait_for_events(&env, "run", &["ApprovedByCall"]).await;
+    let events = events(&env).await;
     let approvals: Vec<_> = events.iter().filter(|event| event.reason.as_deref() == Some("ApprovedByCall")).collect();
     assert_eq!(approvals.len(), 1);
     assert_eq!(approvals[0].note.as_deref(), Some("Approved 400 removals, by anonymous over HTTP"));
 
-    wait_for_phase(&sidecar, &world, "run", "Held").await;
-    let details = sidecar.get(&format!("/jobs/{}/run", world.name)).await.body;
+    wait_for_phase(&sidecar, &env, "run", "Held").await;
+    let details = sidecar.get(&format!("/jobs/{}/run", env.name)).await.body;
     assert_eq!((&details["reason"], &details["counts"]["held"]), (&json!("GuardExceeded"), &json!(400)));
     assert!(details["message"].as_str().unwrap().ends_with("a1, a2"), "{details}");
-    ended(&world, "over", "Complete", 1).await;
-    wait_for_phase(&sidecar, &world, "over", "Complete").await;
-    let over = format!("/jobs/{}/over/approve", world.name);
+    ended(&env, "over", "Complete", 1).await;
+    wait_for_phase(&sidecar, &env, "over", "Complete").await;
+    let over = format!("/jobs/{}/over/approve", env.name);
     assert_eq!(sidecar.post(&over, json!({"removals": 400})).await.problem(), (409, "conflict"));
 }
 
 #[tokio::test]
 async fn an_unreadable_request_gets_a_problem_with_a_reason() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let body = |content: &str, body: String| {
         Request::post("/jobs/cleanup").header("content-type", content).body(Body::from(body)).unwrap()
     };
@@ -375,8 +375,8 @@ async fn an_unreadable_request_gets_a_problem_with_a_reason() {
 
 #[tokio::test]
 async fn a_client_over_the_rate_limit_gets_a_retry_after() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, None, 5).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, None, 5).await;
     let mut refused = 0;
     for _ in 0..20 {
         let answer = sidecar.get("/jobs").await;
@@ -392,11 +392,11 @@ async fn a_client_over_the_rate_limit_gets_a_retry_after() {
 
 #[tokio::test]
 async fn calls_over_the_concurrency_limit_are_refused() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let one = NonZeroU32::MIN;
     let many = NonZeroU32::new(1000).unwrap();
     let settings = HttpSettings { requests_at_a_time: one, ..settings(None, many) };
-    let sidecar = Sidecar::with(&world, settings).await;
+    let sidecar = Sidecar::with(&env, settings).await;
     let (mut sender, body) = futures::channel::mpsc::channel::<Result<&str, std::io::Error>>(1);
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
     let slow = sidecar.call(slow.body(Body::from_stream(body)).unwrap());
@@ -416,8 +416,8 @@ async fn calls_over_the_concurrency_limit_are_refused() {
 
 #[tokio::test]
 async fn the_openapi_document_describes_every_call() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let document = sidecar.get("/openapi.json").await.body;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{}", document["openapi"]);
     for (path, method) in [

@@ -82,21 +82,21 @@ impl Stream {
     }
 }
 
-async fn progress(world: &TestEnv, name: &str, progress: i32) {
+async fn progress(env: &TestEnv, name: &str, progress: i32) {
     let patch = Patch::Merge(json!({"status": {"phase": "Running", "progress": progress}}));
-    world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let mut stream = Stream::open(&sidecar, "/events", None).await;
-    apply_job(&world, "run", json!({})).await;
+    apply_job(&env, "run", json!({})).await;
     let first = stream.about("run").await;
     assert_eq!((first.kind.as_str(), &first.data["phase"]), ("job", &json!("Pending")));
     for percent in 1..=20 {
-        progress(&world, "run", percent).await;
+        progress(&env, "run", percent).await;
     }
     let mut received = vec![first];
     while received.last().unwrap().data["progress"] != 20 {
@@ -109,20 +109,20 @@ async fn a_stream_sends_a_run_at_once_then_at_most_once_a_second() {
 
 #[tokio::test]
 async fn a_client_that_reconnects_gets_only_missed_events() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     for name in ["gone", "same", "moved"] {
-        apply_job(&world, name, json!({})).await;
+        apply_job(&env, name, json!({})).await;
     }
     let mut stream = Stream::open(&sidecar, "/events", None).await;
     for _ in 0..3 {
         assert_eq!(stream.next().await.kind, "job");
     }
-    apply_job(&world, "last", json!({})).await;
+    apply_job(&env, "last", json!({})).await;
     let id = stream.about("last").await.id;
     drop(stream);
-    progress(&world, "moved", 40).await;
-    world.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
+    progress(&env, "moved", 40).await;
+    env.jobs().delete("gone", &DeleteParams::default()).await.unwrap();
     eventually("the sidecar has seen the change", async || {
         let jobs = sidecar.get("/jobs").await.body;
         (jobs["items"].as_array()?.len() == 3).then_some(())
@@ -148,10 +148,10 @@ async fn a_client_that_reconnects_gets_only_missed_events() {
 
 #[tokio::test]
 async fn a_stream_has_the_filtered_runs_and_ends_with_the_process() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     let mut stream = Stream::open(&sidecar, "/events?namespace=elsewhere", None).await;
-    apply_job(&world, "run", json!({})).await;
+    apply_job(&env, "run", json!({})).await;
     let mut all = Stream::open(&sidecar, "/events", None).await;
     all.about("run").await;
     sidecar.stop.cancel();

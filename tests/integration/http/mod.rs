@@ -52,23 +52,23 @@ impl Answer {
 
 impl Sidecar {
     /// A sidecar without authentication.
-    pub async fn open(world: &TestEnv) -> Self {
-        Self::new(world, None, 1_000_000).await
+    pub async fn open(env: &TestEnv) -> Self {
+        Self::new(env, None, 1_000_000).await
     }
 
-    pub async fn new(world: &TestEnv, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
+    pub async fn new(env: &TestEnv, reads: Option<ReadAccess>, requests_per_second: u32) -> Self {
         let dashboard = Some(Sessions::new(None, false).unwrap());
         let settings = settings(reads, requests_per_second.try_into().unwrap());
-        Self::with(world, HttpSettings { dashboard, ..settings }).await
+        Self::with(env, HttpSettings { dashboard, ..settings }).await
     }
 
-    pub async fn with(world: &TestEnv, settings: HttpSettings) -> Self {
-        let (objects, watches) = Objects::watch(world.client.clone(), Some(&world.name));
+    pub async fn with(env: &TestEnv, settings: HttpSettings) -> Self {
+        let (objects, watches) = Objects::watch(env.client.clone(), Some(&env.name));
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(watches));
         objects.listed().await;
         let state = HttpState {
-            queue: world.queue(),
+            queue: env.queue(),
             cluster: None,
             leadership: watch::channel(None).1,
             worker_health: watch::channel(None).1,

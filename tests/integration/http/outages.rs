@@ -30,8 +30,8 @@ async fn wait_for_health(sidecar: &Sidecar, missing: &str) {
 #[tokio::test]
 async fn without_redis_the_last_counts_are_shown_with_their_time() {
     let (redis, servers) = DedicatedServer::up("redis");
-    let world = TestEnv::on(servers).await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::on(servers).await;
+    let sidecar = Sidecar::open(&env).await;
     let before = sidecar.get("/jobs/status").await.body;
     assert_eq!(before["counts"]["active"], 0);
     redis.stop();
@@ -55,9 +55,9 @@ async fn without_redis_the_last_counts_are_shown_with_their_time() {
 async fn without_the_api_server_reads_work_and_writes_are_refused() {
     let (kube, servers) = DedicatedServer::up("kube");
     kube.install_crds();
-    let world = TestEnv::on(servers).await;
-    let sidecar = Sidecar::open(&world).await;
-    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    let env = TestEnv::on(servers).await;
+    let sidecar = Sidecar::open(&env).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
     eventually("the sidecar has seen the schedule", async || {
         let status = sidecar.get("/jobs/status").await.body;
         (status["repeatable"].as_array()?.len() == 1).then_some(())
@@ -83,7 +83,7 @@ async fn without_the_api_server_reads_work_and_writes_are_refused() {
         (answer.code == 202).then_some(answer)
     })
     .await;
-    let jobs = world.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
+    let jobs = env.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
     assert_eq!(jobs.len(), 1);
     assert_eq!(jobs[0].metadata.name.as_deref(), answer.body["name"].as_str());
 }

@@ -52,20 +52,20 @@ fn pretty(answer: &Value) -> String {
 
 #[tokio::test]
 async fn the_examples_of_the_reference_have_the_listed_answers() {
-    let world = TestEnv::new().await;
-    world.seed(20_000, 0).await;
+    let env = TestEnv::new().await;
+    env.seed(20_000, 0).await;
     let port = free_port();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
-    let _operator = world.operator("all", &http);
+    let _operator = env.operator("all", &http);
     let slow = json!({"batchSize": 1, "parallelism": 1});
-    apply_schedule(&world, "user-sync", json!({"interval": quiet_interval(20), "jobTemplate": {"spec": slow}})).await;
+    apply_schedule(&env, "user-sync", json!({"interval": quiet_interval(20), "jobTemplate": {"spec": slow}})).await;
     let mut spec = slow;
     spec["syncType"] = json!("Full");
-    apply_job(&world, "nightly", spec).await;
-    wait_until_running(&world, "nightly").await;
+    apply_job(&env, "nightly", spec).await;
+    wait_until_running(&env, "nightly").await;
     eventually("calls are served", async || get(port, "/health").await.filter(|(code, _)| *code == 200)).await;
 
-    let token = administrator(&world).await;
+    let token = administrator(&env).await;
     let page = fs::read_to_string(PAGE).unwrap();
     let (mut written, mut job) = (page.clone(), String::new());
     let update = std::env::var_os("UPDATE_DOCS").is_some();
@@ -76,7 +76,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
         let ask = || {
             let mut bash = Command::new("bash");
             bash.args(["-c", &script]).env("HOST", format!("http://127.0.0.1:{port}"));
-            bash.env("TOKEN", &token).env("NS", &world.name).env("JOB", &job);
+            bash.env("TOKEN", &token).env("NS", &env.name).env("JOB", &job);
             serde_json::from_slice::<Value>(&bash.output().unwrap().stdout).ok()
         };
         // A call with an effect is sent once. A run can be retried only after its end.
@@ -91,7 +91,7 @@ async fn the_examples_of_the_reference_have_the_listed_answers() {
             answer["name"].as_str().unwrap().clone_into(&mut job);
         }
         if update {
-            let answer = pretty(&answer).replace(&world.name, "default");
+            let answer = pretty(&answer).replace(&env.name, "default");
             let old = format!("$ {command}\n{documented}");
             let rest = if documented.ends_with('\n') || documented.is_empty() { "\n" } else { "" };
             written = written.replace(&old, &format!("$ {command}\n{answer}{rest}"));

@@ -82,11 +82,11 @@ fn bad_request(seed: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn bad_slow_and_idle_clients_do_not_block_others() {
-    let world = TestEnv::new().await;
-    world.seed(10, 0).await;
-    let (mut operator, port) = world.all(&["--http-requests-per-second", "100000"]);
+    let env = TestEnv::new().await;
+    env.seed(10, 0).await;
+    let (mut operator, port) = env.all(&["--http-requests-per-second", "100000"]);
     wait_until_served(port).await;
-    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
     let connect = async || TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut idle = Vec::new();
     for number in 0..IDLE {
@@ -110,8 +110,8 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
     bad.buffer_unordered(50).collect::<Vec<_>>().await;
 
     assert_eq!(get(port, "/jobs/status").await.unwrap().0, 200);
-    apply_job(&world, "run", json!({})).await;
-    finished(&world, "run").await;
+    apply_job(&env, "run", json!({})).await;
+    finished(&env, "run").await;
     let resident = operator.resident_mib();
     assert!(resident < MOST_MIB, "{resident} MiB");
     eventually("idle connections are closed", async || {
@@ -129,8 +129,8 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
 
 #[tokio::test]
 async fn an_open_call_is_answered_when_the_process_stops() {
-    let world = TestEnv::new().await;
-    let (mut operator, port) = world.all(&[]);
+    let env = TestEnv::new().await;
+    let (mut operator, port) = env.all(&[]);
     wait_until_served(port).await;
     let mut call = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let head = "POST /jobs/cleanup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n";
@@ -152,7 +152,7 @@ async fn an_open_call_is_answered_when_the_process_stops() {
 
 #[tokio::test]
 async fn a_renewed_certificate_is_served_without_a_restart() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let folder: PathBuf = std::env::temp_dir().join(unique("tls"));
     fs::create_dir(&folder).unwrap();
     let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -169,7 +169,7 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
     };
     make("first");
     let files = ["--http-tls-cert", certificate.to_str().unwrap(), "--http-tls-key", key.to_str().unwrap()];
-    let (_operator, port) = world.all(&files);
+    let (_operator, port) = env.all(&files);
     let served = |name: &str| {
         let curl = Command::new("curl")
             .args(["--silent", "--insecure", "--verbose", "--noproxy", "*", "--max-time", "5"])
@@ -188,14 +188,14 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
 /// The answers to random requests are as in the OpenAPI document.
 #[tokio::test]
 async fn an_openapi_fuzzer_finds_nothing() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let port = free_port().to_string();
     let http = ["--http-address", "127.0.0.1", "--http-port", &port, "--http-requests-per-second", "100000"];
-    let _operator = world.operator("all", &http);
+    let _operator = env.operator("all", &http);
     wait_until_served(port.parse().unwrap()).await;
-    apply_schedule(&world, "users", json!({"interval": quiet_interval(60)})).await;
-    apply_job(&world, "run", json!({"suspended": true})).await;
-    let token = administrator(&world).await;
+    apply_schedule(&env, "users", json!({"interval": quiet_interval(60)})).await;
+    apply_job(&env, "run", json!({"suspended": true})).await;
+    let token = administrator(&env).await;
     let fuzz = move || Command::new("tests/openapi/fuzz.sh").args([format!("http://127.0.0.1:{port}"), token]).output();
     let report = tokio::task::spawn_blocking(fuzz).await.unwrap().unwrap();
     let output = String::from_utf8_lossy(&report.stdout);

@@ -32,28 +32,28 @@ use crate::{
 
 const PROXY: [u8; 4] = [10, 1, 2, 3];
 
-async fn sidecar(world: &TestEnv, prefix: Option<&str>) -> Sidecar {
+async fn sidecar(env: &TestEnv, prefix: Option<&str>) -> Sidecar {
     let [user, groups] = ["x-forwarded-user", "x-forwarded-groups"].map(HeaderName::from_static);
     let proxies = Proxies::new(&["10.1.0.0/16".parse().unwrap()], user, groups);
     let dashboard = Some(Sessions::new(None, false).unwrap());
     let prefix = prefix.map(|prefix| prefix.parse().unwrap());
     let settings = settings(Some(ReadAccess::Open), 1000.try_into().unwrap());
-    Sidecar::with(world, HttpSettings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
+    Sidecar::with(env, HttpSettings { dashboard, proxies: Some(proxies), prefix, ..settings }).await
 }
 
 /// Gives a user or a group rights in the namespace of the test.
-async fn allow(world: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
+async fn allow(env: &TestEnv, kind: &str, subject: &str, verbs: &[&str]) {
     let create = PostParams::default();
     let rules = json!([{"apiGroups": [GROUP], "resources": ["syncjobs", "syncschedules"], "verbs": verbs}]);
     let role = json!({"metadata": {"name": subject}, "rules": rules});
-    let roles: Api<k8s_openapi::api::rbac::v1::Role> = Api::namespaced(world.client.clone(), &world.name);
+    let roles: Api<k8s_openapi::api::rbac::v1::Role> = Api::namespaced(env.client.clone(), &env.name);
     roles.create(&create, &serde_json::from_value(role).unwrap()).await.unwrap();
     let binding = json!({
         "metadata": {"name": subject},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": subject},
         "subjects": [{"kind": kind, "name": subject, "apiGroup": "rbac.authorization.k8s.io"}],
     });
-    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(world.client.clone(), &world.name);
+    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(env.client.clone(), &env.name);
     bindings.create(&create, &serde_json::from_value(binding).unwrap()).await.unwrap();
 }
 
@@ -72,12 +72,12 @@ async fn send(sidecar: &Sidecar, peer: [u8; 4], method: &str, path: &str, header
 
 #[tokio::test]
 async fn a_user_of_the_proxy_has_the_rights_of_kubernetes() {
-    let world = TestEnv::new().await;
-    let sidecar = sidecar(&world, None).await;
-    apply_schedule(&world, "users", json!({"suspended": true})).await;
-    allow(&world, "User", "alice@example.com", &["list"]).await;
-    allow(&world, "Group", "team-a", &["list", "patch"]).await;
-    let page = format!("/ui/schedules/{}/users", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = sidecar(&env, None).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
+    allow(&env, "User", "alice@example.com", &["list"]).await;
+    allow(&env, "Group", "team-a", &["list", "patch"]).await;
+    let page = format!("/ui/schedules/{}/users", env.name);
     let resume = format!("{page}/resume");
     let alice = ("x-forwarded-user", "alice@example.com");
     let team = ("x-forwarded-groups", "others,team-a");
@@ -102,17 +102,17 @@ async fn a_user_of_the_proxy_has_the_rights_of_kubernetes() {
     for other in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
         assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, other]).await.0, 403, "{other:?}");
     }
-    assert!(world.schedules().get("users").await.unwrap().spec.suspended);
+    assert!(env.schedules().get("users").await.unwrap().spec.suspended);
     assert_eq!(send(&sidecar, PROXY, "POST", &resume, &[alice, team, form]).await.0, 303);
-    assert!(!world.schedules().get("users").await.unwrap().spec.suspended);
-    wait_for_events(&world, "users", &["ResumedByCall"]).await;
+    assert!(!env.schedules().get("users").await.unwrap().spec.suspended);
+    wait_for_events(&env, "users", &["ResumedByCall"]).await;
 }
 
 #[tokio::test]
 async fn users_named_by_other_clients_are_refused() {
-    let world = TestEnv::new().await;
-    let sidecar = sidecar(&world, None).await;
-    allow(&world, "User", "alice", &["*"]).await;
+    let env = TestEnv::new().await;
+    let sidecar = sidecar(&env, None).await;
+    allow(&env, "User", "alice", &["*"]).await;
     let alice = [("x-forwarded-user", "alice"), ("x-forwarded-groups", "system:masters")];
     for peer in [[10, 2, 0, 1], [127, 0, 0, 1]] {
         let (code, location) = send(&sidecar, peer, "GET", "/ui/runs", &alice).await;
@@ -133,10 +133,10 @@ async fn users_named_by_other_clients_are_refused() {
 
 #[tokio::test]
 async fn links_below_a_path_have_the_path() {
-    let world = TestEnv::new().await;
-    let sidecar = sidecar(&world, Some("/sync")).await;
-    let token = administrator(&world).await;
-    fill(&world, &sidecar).await;
+    let env = TestEnv::new().await;
+    let sidecar = sidecar(&env, Some("/sync")).await;
+    let token = administrator(&env).await;
+    fill(&env, &sidecar).await;
     let browser = Browser::new(&sidecar);
     let answer = browser.get("/sync/ui/runs?phase=Failed").await;
     assert_eq!(answer.location(), "/sync/ui/login?next=%2Fui%2Fruns%3Fphase%3DFailed");
@@ -145,7 +145,7 @@ async fn links_below_a_path_have_the_path() {
     assert_eq!(answer.location(), "/sync/ui/runs?phase=Failed");
     assert!(answer.headers["set-cookie"].to_str().unwrap().contains("; Path=/sync; "));
     let browser = Browser { cookie: Some(answer.cookie()), ..browser };
-    for path in pages(&world) {
+    for path in pages(&env) {
         // A proxy may remove the path.
         for path in [format!("/sync{path}"), path] {
             let page = browser.get(&path).await;
@@ -175,8 +175,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start(world: &TestEnv, tokens: u16, users: u16, to: u16) -> Self {
-        let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), world.name);
+    fn start(env: &TestEnv, tokens: u16, users: u16, to: u16) -> Self {
+        let folder = format!("{}/{}", env!("CARGO_TARGET_TMPDIR"), env.name);
         fs::create_dir_all(&folder).unwrap();
         let subject = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"];
         let mut certificate = Command::new("openssl");
@@ -218,17 +218,17 @@ impl Drop for Nginx {
 
 #[tokio::test]
 async fn a_user_works_below_a_path_of_a_proxy() {
-    let world = TestEnv::new().await;
-    world.seed(30_000, 3).await;
+    let env = TestEnv::new().await;
+    env.seed(30_000, 3).await;
     let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
-    apply_schedule(&world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
-    allow(&world, "User", "alice", &["list"]).await;
+    apply_schedule(&env, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    allow(&env, "User", "alice", &["list"]).await;
     let [port, tokens, users] = [free_port(), free_port(), free_port()];
     let arguments =
         ["--http-path-prefix", "/sync", "--trusted-proxies", "127.0.0.0/8", "--http-port", &port.to_string()];
-    let _operator = world.operator("all", &arguments);
-    let _nginx = Nginx::start(&world, tokens, users, port);
-    let token = administrator(&world).await;
+    let _operator = env.operator("all", &arguments);
+    let _nginx = Nginx::start(&env, tokens, users, port);
+    let token = administrator(&env).await;
     let browser = Chromium::start().await;
     let site = format!("https://localhost:{tokens}/sync");
     eventually("the operator serves", async || {
@@ -267,7 +267,7 @@ async fn a_user_works_below_a_path_of_a_proxy() {
     browser.open(&format!("https://localhost:{users}/sync")).await;
     browser.shows("h1", "Overview").await;
     browser.shows(".user", "alice").await;
-    browser.open(&format!("https://localhost:{users}/sync/ui/schedules/{}/users", world.name)).await;
+    browser.open(&format!("https://localhost:{users}/sync/ui/schedules/{}/users", env.name)).await;
     browser.shows("h1", "users").await;
     assert_eq!(browser.script("return document.querySelectorAll('form').length").await, json!(0));
     assert_eq!(browser.complaints().await, [""; 0]);

@@ -39,16 +39,16 @@ async fn last_event(stream: &mut Stream) -> String {
 
 #[tokio::test]
 async fn an_open_page_is_notified_of_changes_in_its_namespace() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    let here = format!("/ui/events?namespace={}", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    let here = format!("/ui/events?namespace={}", env.name);
     let mut all = Stream::open(&sidecar, "/ui/events", None).await;
     let mut page = Stream::open(&sidecar, &here, None).await;
     let mut elsewhere = Stream::open(&sidecar, "/ui/events?namespace=elsewhere", None).await;
-    apply_job(&world, "run", json!({})).await;
+    apply_job(&env, "run", json!({})).await;
     last_event(&mut page).await;
     last_event(&mut all).await;
-    apply_schedule(&world, "users", json!({"suspended": true})).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
     let old = last_event(&mut page).await;
     assert_eq!(last_event(&mut all).await, old);
 
@@ -59,7 +59,7 @@ async fn an_open_page_is_notified_of_changes_in_its_namespace() {
         let (path, id) = if comes_back { (&here, Some(last.as_str())) } else { (&made, None) };
         let mut page = Stream::open(&sidecar, path, id).await;
         timeout(Duration::from_millis(1500), page.next()).await.unwrap_err();
-        apply_job(&world, &format!("run-{comes_back}"), json!({})).await;
+        apply_job(&env, &format!("run-{comes_back}"), json!({})).await;
         last = last_event(&mut page).await;
     }
     for path in [format!("{here}&since={old}"), format!("{here}&since=ff-1"), format!("{here}&since=x")] {
@@ -75,13 +75,13 @@ async fn an_open_page_is_notified_of_changes_in_its_namespace() {
 #[tokio::test]
 #[ignore = "takes a minute"]
 async fn load() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let port = free_port();
     let http = ["--insecure-no-auth", "--http-requests-per-second", "100000", "--http-port", &port.to_string()];
-    let operator = world.operator("api", &http);
+    let operator = env.operator("api", &http);
     eventually("the sidecar serves", async || reqwest::get(format!("http://127.0.0.1:{port}/livez")).await.ok()).await;
     for run in 0..RUNS {
-        apply_job(&world, &format!("run-{run}"), json!({})).await;
+        apply_job(&env, &format!("run-{run}"), json!({})).await;
     }
     let (events, client) = (Arc::new(AtomicUsize::new(0)), reqwest::Client::new());
     let mut pages = Vec::new();
@@ -101,7 +101,7 @@ async fn load() {
         for step in 1.. {
             let status = json!({"status": {"phase": "Running", "progress": step / RUNS % 100}});
             let name = format!("run-{}", step % RUNS);
-            world.jobs().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+            env.jobs().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
         }
     };
     let measuring = async {

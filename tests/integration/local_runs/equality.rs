@@ -96,15 +96,15 @@ async fn fill(database: &Database, collection: &str, documents: &[Document], key
 }
 
 /// Runs `job` on the cluster and `manifest` locally, over equal documents, and compares what they leave.
-async fn compare(world: &TestEnv, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
+async fn compare(env: &TestEnv, job: &SyncJob, manifest: &str, documents_before: &[Document], what: &str) -> Value {
     let collection = job.spec.target.collection.clone().unwrap();
     let local = Local::new().await;
-    for database in [&world.database, &local.database] {
+    for database in [&env.database, &local.database] {
         fill(database, &collection, documents_before, &job.spec.target.key_field).await;
     }
-    world.jobs().create(&PostParams::default(), job).await.unwrap();
-    let on_cluster = finished(world, &job.name_any()).await.status.unwrap();
-    let on_cluster = Left { documents: documents(&world.database, &collection).await, status: comparable(&on_cluster) };
+    env.jobs().create(&PostParams::default(), job).await.unwrap();
+    let on_cluster = finished(env, &job.name_any()).await.status.unwrap();
+    let on_cluster = Left { documents: documents(&env.database, &collection).await, status: comparable(&on_cluster) };
 
     let mut command = local.command(&["-", "--secret", "gitlab/token=env:TOKEN"]);
     command.env("TOKEN", "glpat-x");
@@ -269,25 +269,25 @@ async fn random_specs_have_the_same_result_on_a_cluster() {
     let seed = number("SEED").unwrap_or_else(rand::random);
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    let (_operator, _) = env.all(&ALLOWED);
     for number in 0..number("SPECS").unwrap_or(20) {
         peculiar(&mut random, &upstream);
-        let documents = random_documents(&mut random, &world.name);
+        let documents = random_documents(&mut random, &env.name);
         if documents.is_empty() {
             continue;
         }
         let spec = random_spec(&mut random, &upstream);
         let job = SyncJob::new(&format!("random-{number}"), serde_json::from_value(spec.clone()).unwrap());
         let manifest = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": spec,
-            "metadata": {"name": job.name_any(), "namespace": world.name}});
+            "metadata": {"name": job.name_any(), "namespace": env.name}});
         let manifest = manifest.to_string();
-        compare(&world, &job, &manifest, &documents, &format!("SEED={seed}, spec {number}")).await;
+        compare(&env, &job, &manifest, &documents, &format!("SEED={seed}, spec {number}")).await;
     }
 }
 
 /// The SyncJob of a sample, and the sample, for a collection and a source of the test's own.
-fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) -> (SyncJob, String) {
+fn sample(path: &str, upstream: &Upstream, env: &TestEnv, collection: &str) -> (SyncJob, String) {
     let text = fs::read_to_string(format!("manifests/samples/{path}")).unwrap();
     let text = text
         .replace("https://gitlab.com/api/graphql", &upstream.url)
@@ -302,7 +302,7 @@ fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) ->
     }
     spec["target"]["collection"] = collection.into();
     spec["backoff"] = json!({"initial": "100ms", "max": "100ms", "jitter": 0});
-    object["metadata"]["namespace"] = world.name.as_str().into();
+    object["metadata"]["namespace"] = env.name.as_str().into();
     let manifest = object.to_string();
     if is_job {
         return (serde_json::from_value(object).unwrap(), manifest);
@@ -314,9 +314,9 @@ fn sample(path: &str, upstream: &Upstream, world: &TestEnv, collection: &str) ->
 
 #[tokio::test]
 async fn samples_have_the_same_result_on_a_cluster() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    secret(&world, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
-    let (_operator, _) = world.all(&ALLOWED);
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    secret(&env, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
+    let (_operator, _) = env.all(&ALLOWED);
     upstream.state().token = Some("glpat-x".to_owned());
     upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
     upstream.state().projects = vec![2, 3, 9];
@@ -336,13 +336,13 @@ async fn samples_have_the_same_result_on_a_cluster() {
         ("rest/users.yaml", ""),
     ] {
         let collection = unique("samples");
-        let (job, manifest) = sample(path, &upstream, &world, &collection);
+        let (job, manifest) = sample(path, &upstream, &env, &collection);
         let document = |number: i32| {
             let email = if number == 5 { "nobody" } else { "a@b" };
             doc! {"_id": number, "made": false, "gitlabId": id(kind, number), "state": "active", "email": email}
         };
         let documents: Vec<Document> = (2..6).map(document).collect();
-        let phase = compare(&world, &job, &manifest, &documents, path).await;
+        let phase = compare(&env, &job, &manifest, &documents, path).await;
         assert_eq!(phase, "Complete", "{path}");
     }
 }

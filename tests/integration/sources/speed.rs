@@ -27,45 +27,45 @@ async fn a_rate_is_never_exceeded_and_well_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "for a quiet machine: make bench-sources"]
 async fn ten_thousand_users_from_a_slow_server() {
-    let (world, upstream) = (TestEnv::new().await, Upstream::start().await);
-    world.seed(10_000, 0).await;
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(10_000, 0).await;
     // MongoDB keeps old versions of documents for 5 min, which is longer than the time between these runs. And MongoDB
     // makes a checkpoint each minute by default, and every 2 s in the tests.
-    let admin = world.database.client().database("admin");
+    let admin = env.database.client().database("admin");
     for (parameter, value) in [("minSnapshotHistoryWindowInSeconds", 0), ("syncdelay", 60)] {
         admin.run_command(doc! {"setParameter": 1, parameter: value}).await.unwrap();
     }
-    let (operator, _) = world.all(&ALLOWED);
+    let (operator, _) = env.all(&ALLOWED);
     let mut wide = spec(&upstream);
     wide["parallelism"] = 8.into();
     // The time of MongoDB for the stamps alone.
     let mut stamping = wide.clone();
     stamping.as_object_mut().unwrap().retain(|key, _| key != "source" && key != "mapping");
     for round in 0..4 {
-        let status = run(&world, &format!("stamp-{round}"), stamping.clone()).await;
+        let status = run(&env, &format!("stamp-{round}"), stamping.clone()).await;
         println!("10000 users, parallelism 8: stamped in {}", status.duration.unwrap());
     }
     for (round, delay) in
         [50, 50, 50, 50, 50, 50, 50, 150, 150, 150, 500].map(Duration::from_millis).into_iter().enumerate()
     {
-        share(&world, &upstream, &format!("run-{round}"), &wide, delay).await;
+        share(&env, &upstream, &format!("run-{round}"), &wide, delay).await;
         println!("{} MiB", operator.resident_mib());
     }
     let mut each =
         with(&upstream, &json!({"query": ONE, "batching": "PerUser", "concurrency": 1, "resultPath": "/data/user"}));
     each["parallelism"] = 8.into();
-    share(&world, &upstream, "one-by-one", &each, Duration::from_millis(50)).await;
+    share(&env, &upstream, "one-by-one", &each, Duration::from_millis(50)).await;
     println!("{} MiB", operator.resident_mib());
 }
 
 /// Runs with 8 concurrent requests to a slow server, and returns the share of the time in which they waited for it.
-async fn share(world: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
+async fn share(env: &TestEnv, upstream: &Upstream, name: &str, spec: &Value, delay: Duration) {
     {
         let mut state = upstream.state();
         (state.delay, state.took) = (delay, Duration::ZERO);
         state.seen.clear();
     }
-    let status = run(world, name, spec.clone()).await;
+    let status = run(env, name, spec.clone()).await;
     assert_eq!(counts(&status).2, 0);
     let (seen, took) = {
         let state = upstream.state();

@@ -25,16 +25,16 @@ impl Chromium {
 
 /// Starts an operator with a schedule of slow runs and a schedule whose runs fail. Returns it with the URL of its
 /// dashboard.
-async fn operator(world: &TestEnv) -> (Operator, String) {
-    world.seed(3_000, 30).await;
+async fn operator(env: &TestEnv) -> (Operator, String) {
+    env.seed(3_000, 30).await;
     let slow = json!({"spec": {"batchSize": 10, "parallelism": 1}});
-    apply_schedule(world, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    apply_schedule(env, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
     let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
-    apply_schedule(world, "pipelines", json!({"schedule": "0 4 * * *", "jobTemplate": wrong})).await;
+    apply_schedule(env, "pipelines", json!({"schedule": "0 4 * * *", "jobTemplate": wrong})).await;
     let port = free_port().to_string();
     let logs = "https://logs.example/?q={uid}&pod={pod}&from={from}&to={to}";
     let settings = ["--http-port", &port, "--dashboard-logs-url", logs, "--status-interval", "200ms"];
-    let operator = world.operator("all", &settings);
+    let operator = env.operator("all", &settings);
     let site = format!("http://localhost:{port}");
     eventually("the operator serves", async || reqwest::get(format!("{site}/ui/login")).await.ok()).await;
     (operator, site)
@@ -42,13 +42,13 @@ async fn operator(world: &TestEnv) -> (Operator, String) {
 
 #[tokio::test]
 async fn a_user_views_a_finished_run() {
-    let world = TestEnv::new().await;
-    let (_operator, site) = operator(&world).await;
-    let editor = with_rights(&world, "editor", &EDIT).await;
-    show_events(&world, "editor").await;
+    let env = TestEnv::new().await;
+    let (_operator, site) = operator(&env).await;
+    let editor = with_rights(&env, "editor", &EDIT).await;
+    show_events(&env, "editor").await;
     let browser = Chromium::start().await;
     browser.log_in(&site, &editor).await;
-    browser.open(&format!("{site}/ui/schedules/{}/users", world.name)).await;
+    browser.open(&format!("{site}/ui/schedules/{}/users", env.name)).await;
     browser.click("button[aria-label='Run full: users']").await;
     browser.shows("#phase", "Complete").await;
     let run = browser.path().await;
@@ -67,14 +67,14 @@ async fn a_user_views_a_finished_run() {
     browser.screenshots("run-failures").await;
     browser.click("#failures .pages a").await;
     browser.shows("#failures h2", "11 to 20 of 20").await;
-    browser.open(&format!("{site}/ui/schedules/{}/pipelines", world.name)).await;
+    browser.open(&format!("{site}/ui/schedules/{}/pipelines", env.name)).await;
     browser.click("button[aria-label='Run full: pipelines']").await;
     browser.shows("#phase", "Failed").await;
     browser.screenshots("run-failed").await;
 
     // A user with read rights sees no events and no buttons.
     browser.click(".who button").await;
-    browser.log_in(&site, &with_rights(&world, "viewer", &LOOK).await).await;
+    browser.log_in(&site, &with_rights(&env, "viewer", &LOOK).await).await;
     browser.open(&format!("{site}{run}")).await;
     browser.shows(".timeline", "Complete").await;
     assert!(!browser.sees("#events").await && !browser.sees("main form").await);
@@ -86,12 +86,12 @@ async fn a_user_views_a_finished_run() {
 
 #[tokio::test]
 async fn a_user_finds_runs_and_changes_many() {
-    let world = TestEnv::new().await;
-    let (_operator, site) = operator(&world).await;
+    let env = TestEnv::new().await;
+    let (_operator, site) = operator(&env).await;
     let browser = Chromium::start().await;
-    browser.log_in(&site, &with_rights(&world, "editor", &EDIT).await).await;
+    browser.log_in(&site, &with_rights(&env, "editor", &EDIT).await).await;
     for _ in 0..3 {
-        browser.open(&format!("{site}/ui/schedules/{}/pipelines", world.name)).await;
+        browser.open(&format!("{site}/ui/schedules/{}/pipelines", env.name)).await;
         browser.click("button[aria-label='Run full: pipelines']").await;
         browser.shows("#phase", "Failed").await;
     }
@@ -109,8 +109,8 @@ async fn a_user_finds_runs_and_changes_many() {
     let ticked = "return document.querySelectorAll('td.check input:checked').length";
     let rows = "return document.querySelectorAll('tbody tr').length";
     assert_eq!(browser.script(ticked).await, json!(1));
-    apply_job(&world, "late", json!({"target": {"database": "elsewhere"}, "backoffLimit": 0})).await;
-    finished(&world, "late").await;
+    apply_job(&env, "late", json!({"target": {"database": "elsewhere"}, "backoffLimit": 0})).await;
+    finished(&env, "late").await;
     browser.script("window.began = Date.now()").await;
     let waited = async || browser.script("return Date.now() - window.began").await.as_i64();
     eventually("time for some refreshes", async || waited().await.filter(|waited| *waited > 3000)).await;

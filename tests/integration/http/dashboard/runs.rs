@@ -7,7 +7,7 @@ use super::*;
 use crate::{http::auth::show_events, operator::events, support::unique};
 
 /// Writes the status of a failed run with failed documents.
-async fn fail(world: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
+async fn fail(env: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
     let at = "2026-11-25T10:00:00Z";
     let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
     let status = json!({
@@ -16,7 +16,7 @@ async fn fail(world: &TestEnv, name: &str, message: &str, failures: &Value, fail
         "attemptHistory": [{"number": 1, "start": "2026-11-25T09:59:00Z", "end": at, "reason": "TooManyFailed", "message": message}],
     });
     let patch = Patch::Merge(json!({"status": status}));
-    world.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 fn documents(count: usize, message: &str) -> Value {
@@ -24,7 +24,7 @@ fn documents(count: usize, message: &str) -> Value {
     (1..=count).map(failure).collect()
 }
 
-async fn create_event(world: &TestEnv, job: &SyncJob, note: &str) {
+async fn create_event(env: &TestEnv, job: &SyncJob, note: &str) {
     let event = Event {
         metadata: kube::api::ObjectMeta {
             name: Some(format!("{}.{}", job.name_any(), unique("e"))),
@@ -40,7 +40,7 @@ async fn create_event(world: &TestEnv, job: &SyncJob, note: &str) {
         reporting_instance: Some("test".to_owned()),
         ..Event::default()
     };
-    let events: Api<Event> = Api::namespaced(world.client.clone(), &world.name);
+    let events: Api<Event> = Api::namespaced(env.client.clone(), &env.name);
     events.create(&PostParams::default(), &event).await.unwrap();
 }
 
@@ -54,18 +54,18 @@ async fn wait_for_runs(sidecar: &Sidecar, query: &str, count: usize) {
 
 #[tokio::test]
 async fn a_run_page_shows_attempts_failures_events_and_logs() {
-    let world = TestEnv::new().await;
+    let env = TestEnv::new().await;
     let logs = "https://logs.example/?q={uid}&name={name}".parse().unwrap();
     let sessions = Sessions::new(None, false).unwrap();
-    let sidecar = Sidecar::with(&world, HttpSettings { logs: Some(logs), ..settings(Some(sessions)) }).await;
-    let here = &world.name;
-    let job = apply_job(&world, "failed", json!({"priority": 7})).await;
-    let other = apply_job(&world, "other", json!({})).await;
-    fail(&world, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
-    create_event(&world, &job, MARKUP).await;
-    create_event(&world, &other, "about another run").await;
+    let sidecar = Sidecar::with(&env, HttpSettings { logs: Some(logs), ..settings(Some(sessions)) }).await;
+    let here = &env.name;
+    let job = apply_job(&env, "failed", json!({"priority": 7})).await;
+    let other = apply_job(&env, "other", json!({})).await;
+    fail(&env, "failed", "too many users failed", &documents(20, "the email has no @"), 57).await;
+    create_event(&env, &job, MARKUP).await;
+    create_event(&env, &other, "about another run").await;
     wait_for_runs(&sidecar, "phase=Failed", 1).await;
-    let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
+    let viewer = Browser::with_token(&sidecar, &with_rights(&env, "viewer", &["list"]).await).await;
     let path = format!("/ui/runs/{here}/failed");
     let page = viewer.get(&path).await.text;
     for text in [
@@ -96,31 +96,31 @@ async fn a_run_page_shows_attempts_failures_events_and_logs() {
     assert_eq!(lines[1], "\"'=user-1\",\"Rejected\",\"the email has no @\"", "no formula");
     assert_eq!(viewer.get(&format!("/ui/runs/{here}/other/failures.csv")).await.code, 404);
 
-    let reader = with_rights(&world, "reader", &["list"]).await;
-    show_events(&world, "reader").await;
+    let reader = with_rights(&env, "reader", &["list"]).await;
+    show_events(&env, "reader").await;
     let reader = Browser::with_token(&sidecar, &reader).await;
     let page = reader.get(&path).await.text;
     let events = page.split("id=\"events\"").nth(1).unwrap();
     assert!(events.contains("TestHappened") && events.contains("&#60;script&#62;"), "{events}");
     assert!(!page.contains("about another run") && !page.contains("<script>"), "{page}");
-    let nobody = Browser::with_token(&sidecar, &with_rights(&world, "nobody", &["get"]).await).await;
+    let nobody = Browser::with_token(&sidecar, &with_rights(&env, "nobody", &["get"]).await).await;
     assert_eq!(nobody.get(&format!("{path}/failures.csv")).await.code, 403);
 }
 
 #[tokio::test]
 async fn a_held_run_shows_its_reason_and_can_be_approved() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::new(&world, Some(ReadAccess::Open), 1000).await;
-    apply_job(&world, "held", json!({})).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
+    apply_job(&env, "held", json!({})).await;
     let message = format!("the run would mark 1400 of 2000 documents: a1, {MARKUP}");
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded", "message": message,
         "lastTransitionTime": "2026-11-25T10:00:00Z"});
     let status = json!({"phase": "Held", "counts": {"held": 1400}, "conditions": [condition]});
     let patch = Patch::Merge(json!({"status": status}));
-    world.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
+    env.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
     wait_for_runs(&sidecar, "phase=Held", 1).await;
-    let path = format!("/ui/runs/{}/held", world.name);
-    let viewer = Browser::with_token(&sidecar, &with_rights(&world, "viewer", &["list"]).await).await;
+    let path = format!("/ui/runs/{}/held", env.name);
+    let viewer = Browser::with_token(&sidecar, &with_rights(&env, "viewer", &["list"]).await).await;
     let page = viewer.get(&path).await.text;
     for text in ["GuardExceeded", "of 2000 documents: a1, &#60;script&#62;", "Waiting for an approval"] {
         assert!(page.contains(text), "{text}: {page}");
@@ -129,7 +129,7 @@ async fn a_held_run_shows_its_reason_and_can_be_approved() {
     let approval = format!("{path}/approve");
     assert_eq!(viewer.press(&approval, "removals=1400").await.code, 403);
 
-    let editor = Browser::with_token(&sidecar, &with_rights(&world, "editor", &["list", "patch"]).await).await;
+    let editor = Browser::with_token(&sidecar, &with_rights(&env, "editor", &["list", "patch"]).await).await;
     let page = editor.get(&path).await.text;
     for text in ["id=\"approve\"", "Approve 1,400", "name=\"removals\" value=\"1400\""] {
         assert!(page.contains(text), "{text}: {page}");
@@ -139,7 +139,7 @@ async fn a_held_run_shows_its_reason_and_can_be_approved() {
     }
     let answer = editor.press(&approval, "removals=1400").await;
     assert_eq!((answer.code.as_u16(), answer.location()), (303, path.as_str()));
-    let job = world.jobs().get("held").await.unwrap();
+    let job = env.jobs().get("held").await.unwrap();
     assert_eq!(job.annotations()["sync.codex.dev/approve"], "1400");
     let page = editor.get(&path).await.text;
     assert!(page.contains("Approved. The run resumes soon.") && !page.contains("id=\"approve\""), "{page}");
@@ -147,14 +147,14 @@ async fn a_held_run_shows_its_reason_and_can_be_approved() {
 
 #[tokio::test]
 async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
     for name in ["a-one", "b-two", "c-three"] {
-        apply_job(&world, name, json!({})).await;
+        apply_job(&env, name, json!({})).await;
     }
-    fail(&world, "a-one", "E11000 duplicate key error", &json!([]), 0).await;
+    fail(&env, "a-one", "E11000 duplicate key error", &json!([]), 0).await;
     fail(
-        &world,
+        &env,
         "b-two",
         "away",
         &json!([{"key": "65f0c0ffee", "reason": "Rejected", "message": "no <b>mail</b>"}]),
@@ -181,13 +181,13 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
         assert_eq!(names, expected, "{query}");
         let page = browser.get(&format!("/ui/runs?{query}")).await.text;
         for name in ["a-one", "b-two", "c-three"] {
-            let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", world.name));
+            let shown = page.contains(&format!("href=\"/ui/runs/{}/{name}\"", env.name));
             assert_eq!(shown, expected.contains(&name), "{query} {name}");
         }
         let text = if expected.is_empty() { "No runs match." } else { &format!("{} run", expected.len()) };
         assert!(page.contains(text), "{query}: {page}");
     }
-    world.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
+    env.jobs().delete("b-two", &DeleteParams::default()).await.unwrap();
     wait_for_runs(&sidecar, "key=65f0", 0).await;
 }
 
@@ -200,9 +200,9 @@ async fn through(browser: &Browser<'_>, action: &str, form: &str) -> (Seen, Seen
 
 #[tokio::test]
 async fn permitted_users_cancel_retry_and_delete_many_runs() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let here = &world.name;
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let here = &env.name;
     let both = format!("run={here}/open&run={here}/failed&run={here}/none&run=elsewhere/open");
     for (name, verbs) in [
         ("nobody", &["get"][..]),
@@ -211,7 +211,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
         ("cleaner", &["list", "delete"]),
         ("editor", &["list", "create", "patch", "delete"]),
     ] {
-        let browser = Browser::with_token(&sidecar, &with_rights(&world, name, verbs).await).await;
+        let browser = Browser::with_token(&sidecar, &with_rights(&env, name, verbs).await).await;
         let list = browser.get("/ui/runs").await.text;
         let all = format!("all=true&filter=namespace%3D{here}");
         for (action, verb, was) in
@@ -249,9 +249,9 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
         }
         assert_eq!(list.contains("type=\"checkbox\""), verbs.len() > 1, "{name}");
     }
-    assert!(world.jobs().get("open").await.unwrap().spec.cancelled);
-    assert!(world.jobs().get_opt("failed").await.unwrap().is_none());
-    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    assert!(env.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(env.jobs().get_opt("failed").await.unwrap().is_none());
+    let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(
         jobs.len(),
         2,
@@ -259,7 +259,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
         jobs.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
     );
     eventually("each action has its event", async || {
-        let events = events(&world).await;
+        let events = events(&env).await;
         let by = |reason: &str, who: &str| {
             let who = format!("by system:serviceaccount:{here}:{who} over HTTP");
             events.iter().any(|event| {
@@ -274,9 +274,9 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
 
 #[tokio::test]
 async fn a_bulk_action_covers_all_matches_and_no_later_run() {
-    let world = TestEnv::new().await;
-    let sidecar = Sidecar::open(&world).await;
-    let create = async |name: String| apply_job(&world, &name, json!({"suspended": true})).await;
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    let create = async |name: String| apply_job(&env, &name, json!({"suspended": true})).await;
     futures::stream::iter(0..210).for_each_concurrent(16, async |i| drop(create(format!("many-{i:03}")).await)).await;
     let other = create("other".to_owned()).await;
     wait_for_runs(&sidecar, "text=many", 210).await;
@@ -312,17 +312,17 @@ async fn a_bulk_action_covers_all_matches_and_no_later_run() {
     );
     let second = step(&first).await;
     assert!(second.contains("10 runs cancelled") && second.contains("No runs are left."), "{second}");
-    let jobs = world.jobs().list(&ListParams::default()).await.unwrap().items;
+    let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
     let spared: Vec<_> = jobs.iter().filter(|job| !job.spec.cancelled).map(ResourceExt::name_any).collect();
     assert_eq!(spared, ["many-late", "other"]);
 }
 
 #[tokio::test]
 async fn other_sites_and_markup_cannot_change_many_runs() {
-    let world = TestEnv::new().await;
-    let sidecar = start_sidecar(&world).await;
-    let browser = Browser::with_token(&sidecar, &administrator(&world).await).await;
-    let form = format!("action=cancel&run={}/open", world.name);
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let browser = Browser::with_token(&sidecar, &administrator(&env).await).await;
+    let form = format!("action=cancel&run={}/open", env.name);
     for headers in [
         &[][..],
         &[("sec-fetch-site", "cross-site")],
@@ -333,7 +333,7 @@ async fn other_sites_and_markup_cannot_change_many_runs() {
             assert_eq!(browser.post(path, &form, headers).await.code, 403, "{path} {headers:?}");
         }
     }
-    assert!(!world.jobs().get("open").await.unwrap().spec.cancelled);
+    assert!(!env.jobs().get("open").await.unwrap().spec.cancelled);
     let quoted = "%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%3E%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E";
     for (path, form) in [
         ("/ui/bulk", format!("action={quoted}&run=a/b")),
@@ -350,7 +350,7 @@ async fn other_sites_and_markup_cannot_change_many_runs() {
     for path in [
         format!("/ui/runs?error={quoted}"),
         format!("/ui/runs?key={quoted}"),
-        format!("/ui/runs/{}/failed?failures={quoted}", world.name),
+        format!("/ui/runs/{}/failed?failures={quoted}", env.name),
     ] {
         let page = browser.get(&path).await.text;
         assert!(
@@ -361,7 +361,7 @@ async fn other_sites_and_markup_cannot_change_many_runs() {
     // Without a session, each page redirects to the login.
     let stranger = Browser::new(&sidecar);
     for path in ["/ui/bulk", "/ui/bulk/cancel"] {
-        let answer = stranger.press(path, &format!("action=cancel&run={}/open", world.name)).await;
+        let answer = stranger.press(path, &format!("action=cancel&run={}/open", env.name)).await;
         assert_eq!((answer.code.as_u16(), answer.location()), (303, "/ui/login?next=%2F"), "{path}");
     }
 }
