@@ -42,7 +42,7 @@ async fn uid(client: &Client, name: &str) -> Option<String> {
     loop {
         match read_uid(client, name).await {
             Ok(uid) => return uid,
-            Err(error) => tracing::debug!(%error, namespace = name, "the installation is not determined yet"),
+            Err(error) => tracing::debug!(%error, namespace = name, "could not determine the installation yet; retrying"),
         }
         sleep(PAUSE).await;
     }

@@ -20,7 +20,7 @@ use super::{GoDuration, Unknown, rules};
     validation = Rule::new("!has(self.missing.set) || self.onMissing in ['Mark', 'Delete']").message("source.missing.set needs onMissing Mark or Delete: set it, or remove missing.set").field_path(".missing.set"),
     validation = Rule::new("!self.adopt || (self.batching == 'Pages' && self.onMissing in ['Mark', 'Delete'])").message("source.adopt needs batching Pages and onMissing Mark or Delete: set both, or remove adopt").field_path(".adopt"),
     validation = Rule::new("self.batching != 'PerBatch' || !(self.onMissing in ['Mark', 'Delete'])").message("source.onMissing Mark and Delete need batching PerUser or Pages: a list may have been cut off").field_path(".onMissing"),
-    validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link is for rest: use Cursor or Number").field_path(".pagination.by"),
+    validation = Rule::new("!has(self.pagination) || self.pagination.by != 'Link' || has(self.rest)").message("source.pagination.by Link needs rest: with graphQL, use Cursor or Number").field_path(".pagination.by"),
     validation = rules::placeholder("id", "batching PerUser", "self.batching == 'PerUser'"),
     validation = rules::placeholder("ids", "batching PerBatch", "self.batching == 'PerBatch'"),
     validation = rules::placeholder("page", "pagination.by Number", "has(self.pagination) && self.pagination.by == 'Number'"),

@@ -89,7 +89,7 @@ fn events<K: Kind>(
 
 fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {
     match event {
-        // The event says only that a list is about to be requested: the API server has answered.
+        // The watcher emits this event before it sends a list request, so the event is no answer of the API server.
         Ok(watcher::Event::Init) => {}
         Err(watcher::Error::WatchError(status)) if status.code == EXPIRED => {}
         // No outage: the watch is started again within seconds, and of a kind in which nothing changes no event would

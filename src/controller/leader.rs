@@ -268,7 +268,7 @@ impl Elector {
             }
         };
         if timeout_at(Instant::now() + self.settings.duration / 2, given_up).await.is_ok() {
-            tracing::info!(lease = self.settings.name, "the Lease is released");
+            tracing::info!(lease = self.settings.name, "released the Lease");
         } else {
             tracing::warn!(lease = self.settings.name, "the Lease could not be released in time and will expire");
         }
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(state(), (false, true), "before the first election");
         elector.until.send_replace(Some(Instant::now() + Duration::from_secs(60)));
         assert_eq!(state(), (true, false));
-        // As after a pause of the process: the elector has not run yet.
+        // The state right after a pause of the process: the Lease has expired, and the elector has not run since.
         elector.until.send_replace(Some(Instant::now()));
         assert_eq!(state(), (false, true));
     }

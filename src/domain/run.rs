@@ -505,7 +505,7 @@ pub enum SpecError {
     #[error("endpoint with {{{0}}} and {1} go together: set both, or remove {{{0}}}")]
     MissingPlaceholder(&'static str, &'static str),
     /// Pages that only the header of an answer identifies.
-    #[error("pagination.by Link is for rest: use Cursor or Number")]
+    #[error("pagination.by Link needs rest: with graphQL, use Cursor or Number")]
     Link,
     /// A text that is no JSON pointer.
     #[error("{0} must be a JSON pointer, which starts with / and has ~ only as ~0 or ~1, such as /data/users")]

@@ -603,7 +603,7 @@ mod tests {
         }
         let mut linked = spec(&json!({"batching": "Pages", "pagination": {"by": "Link"}}), &json!([]));
         linked.sync_type = SyncMode::Full;
-        assert!(parse(&linked).unwrap_err().to_string().starts_with("source.pagination.by Link is for rest"));
+        assert!(parse(&linked).unwrap_err().to_string().starts_with("source.pagination.by Link needs rest"));
         let spec = serde_json::from_value(json!({"mapping": [name]})).unwrap();
         assert!(parse(&spec).unwrap_err().to_string().starts_with("mapping needs source"));
     }

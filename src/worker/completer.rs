@@ -56,7 +56,7 @@ impl CompletionReceiver {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(runs = completions.len(), %error, "released runs not recorded yet");
+                    tracing::debug!(runs = completions.len(), %error, "could not record the end of runs; retrying");
                     sleep(PAUSE).await;
                 }
             }

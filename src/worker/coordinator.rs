@@ -15,7 +15,7 @@ use crate::{
     queue::{self, Queue},
 };
 
-/// The clock of the Redis server, which all workers share: its time at a claim, and the time that has passed since.
+/// Estimate of the clock of the Redis server: its time at the claim, plus the time that has passed since then.
 #[derive(Clone, Copy)]
 pub(super) struct RedisClock {
     pub at: Timestamp,

@@ -401,7 +401,7 @@ fn log_end(
         }
         AttemptResult::LeaseLost => {
             metrics::lease_lost();
-            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; the run continues on another worker");
+            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; this worker stops the run, and another claim continues it");
         }
     }
 }

@@ -161,7 +161,7 @@ async fn a_wrong_source_is_refused_with_its_field_and_fix() {
         (
             source(json!({"batching": "Pages", "pagination": {"by": "Link"}})),
             "source.pagination.by",
-            "by Link is for rest",
+            "by Link needs rest",
         ),
         (source(json!({"endpoint": "gitlab.com"})), "source.graphQL.endpoint", "must be an http or https URL"),
         (source(json!({"endpoint": "https://me:secret@gitlab.com/"})), "source.graphQL.endpoint", "tokenSecretRef"),

@@ -17,7 +17,7 @@ const OK: &str = "ok";
 const OVERDUE: &str = "overdue";
 /// State of a schedule whose `spec.suspended` is true.
 const SUSPENDED: &str = "suspended";
-/// State of a schedule that starts nothing, since its spec has a mistake.
+/// State of a schedule that starts no runs, because its spec is invalid.
 const INVALID: &str = "invalid";
 
 /// Counts the schedules in each state, in the order of [`HEALTH_STATES`].

@@ -78,7 +78,7 @@ pub(super) async fn load_events(app: &App, visitor: &Visitor, job: &SyncJob) -> 
     Ok(match timeout(LIMIT, read).await {
         Ok(Ok(known)) => ObjectEvents::Known(known),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "events not read");
+            tracing::debug!(%error, "could not read the events of an object; the page has none");
             ObjectEvents::Unknown
         }
         Err(_) => ObjectEvents::Unknown,
