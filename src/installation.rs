@@ -42,7 +42,9 @@ async fn uid(client: &Client, name: &str) -> Option<String> {
     loop {
         match read_uid(client, name).await {
             Ok(uid) => return uid,
-            Err(error) => tracing::debug!(%error, namespace = name, "could not determine the installation yet; retrying"),
+            Err(error) => {
+                tracing::debug!(%error, namespace = name, "could not determine the installation yet; retrying");
+            }
         }
         sleep(PAUSE).await;
     }

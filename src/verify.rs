@@ -53,7 +53,8 @@ pub enum Error {
 
 /// Creates a SyncJob, prints its progress, waits for its end and deletes it.
 ///
-/// # Errors When the SyncJob does not complete. The SyncJob is also deleted in this case. It stays when the call is
+/// # Errors
+/// When the SyncJob does not complete. The SyncJob is also deleted in this case. It stays when the call is
 /// cancelled.
 pub async fn run(client: Client, settings: VerifySettings) -> Result<(), Error> {
     let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();

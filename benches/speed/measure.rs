@@ -72,10 +72,7 @@ fn cases(set: &str) -> Result<Vec<Case>> {
             for batch in ["100", "1000"] {
                 for parallelism in if peers { &["4"][..] } else { &["4", "1"] } {
                     add(format!("sync {batch} x {parallelism}"), ours(&["users", batch, parallelism]))?;
-                    add(
-                        format!("range {batch} x {parallelism}"),
-                        ours(&["floor", "range", batch, parallelism]),
-                    )?;
+                    add(format!("range {batch} x {parallelism}"), ours(&["floor", "range", batch, parallelism]))?;
                 }
                 if peers {
                     add(format!("bulk {batch} x 4"), ours(&["floor", "bulk", batch, "4"]))?;

@@ -195,9 +195,8 @@ async fn choose(app: &App, caller: &Caller, type_: SyncType, choice: &Choice) ->
     match <[_; 1]>::try_from(fitting) {
         Ok([schedule]) => Ok(schedule),
         Err(none) if none.is_empty() => {
-            let detail = format!(
-                "no SyncSchedule of type {type_:?} matches: create one, or change ?namespace= and ?schedule="
-            );
+            let detail =
+                format!("no SyncSchedule of type {type_:?} matches: create one, or change ?namespace= and ?schedule=");
             Err(Problem::new(ProblemKind::NotFound, detail))
         }
         Err(several) => {

@@ -57,7 +57,8 @@ pub enum Error {
 
 /// Starts to send traces when the environment names a receiver. `instance` names this process.
 ///
-/// # Errors When a setting of the environment cannot be used.
+/// # Errors
+/// When a setting of the environment cannot be used.
 pub fn init(instance: &str) -> Result<(), Error> {
     if !is_wanted(variable) {
         return Ok(());

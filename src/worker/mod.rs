@@ -401,7 +401,14 @@ fn log_end(
         }
         AttemptResult::LeaseLost => {
             metrics::lease_lost();
-            tracing::warn!(namespace, name, uid, epoch, trace_id, "lease lost; this worker stops the run, and another claim continues it");
+            tracing::warn!(
+                namespace,
+                name,
+                uid,
+                epoch,
+                trace_id,
+                "lease lost; this worker stops the run, and another claim continues it"
+            );
         }
     }
 }

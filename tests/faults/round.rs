@@ -85,9 +85,7 @@ pub async fn play(environment: &Environment, seed: u64) -> Result<String, String
         cancelled: Mutex::default(),
         deleted: Mutex::default(),
         upstream: Upstream::with_people(USERS as usize).await,
-        operators: (0..OPERATORS)
-            .map(|operator| AsyncMutex::new(start(environment, &env, &logs, operator)))
-            .collect(),
+        operators: (0..OPERATORS).map(|operator| AsyncMutex::new(start(environment, &env, &logs, operator))).collect(),
         locks: Mutex::default(),
         logs,
         env,

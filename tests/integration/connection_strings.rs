@@ -48,11 +48,8 @@ async fn a_malformed_connection_string_is_refused_and_not_shown() {
 async fn unavailable_servers_are_reported_without_credentials() {
     let env = TestEnv::new().await;
     let away = |scheme: &str| format!("{scheme}://S3cret:S3cret@127.0.0.1:1");
-    let servers = Servers {
-        redis: format!("{}/main", away("redis+sentinel")),
-        mongodb: away("mongodb"),
-        ..env.servers.clone()
-    };
+    let servers =
+        Servers { redis: format!("{}/main", away("redis+sentinel")), mongodb: away("mongodb"), ..env.servers.clone() };
     let operator = env.operator_on(&servers, "controller", &[]);
     let port = probe_port(&operator).await;
     env.jobs().create(&kube::api::PostParams::default(), &job()).await.unwrap();

@@ -175,8 +175,7 @@ async fn a_worker_that_lacks_a_field_leaves_the_run_to_a_newer_one() {
         apply_job(&env, "plain", json!({"syncType": "Full"})).await;
         assert!(is_complete(&finished(&env, "plain").await), "the old worker completes a run without newer fields");
         let message =
-            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&env, "newer").await)
-                .await;
+            wait_for_condition("the run", "Reconciling", "NewerWorkerNeeded", async || job(&env, "newer").await).await;
         assert!(message.contains("level 2"), "{message}");
         assert_eq!(old.log().contains("lacking=\"spec.source\""), old_controller, "{}", old.log());
         assert_eq!(upstream.requests(), 0);
@@ -197,11 +196,8 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
         apply_job(&env, name, json!({"syncType": "Full"})).await;
         let uid = uid(&env, name).await;
         eventually("the run is in the queue", async || env.queue().get(&uid).await.unwrap()).await;
-        let mut redis = redis::Client::open(env.servers.redis.as_str())
-            .unwrap()
-            .get_multiplexed_async_connection()
-            .await
-            .unwrap();
+        let mut redis =
+            redis::Client::open(env.servers.redis.as_str()).unwrap().get_multiplexed_async_connection().await.unwrap();
         let key = format!("{{sync:{}}}:run:{uid}", env.name);
         redis::cmd("HSET").arg(key).arg("format").arg(9).exec_async(&mut redis).await.unwrap();
     }

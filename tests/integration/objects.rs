@@ -81,7 +81,9 @@ async fn an_unreadable_object_does_not_affect_others() {
     })
     .await;
     assert!(
-        wait_until_unreadable::<SyncJob>(&env, "deep", "Reconciling").await.contains("target.filter may have 32 levels")
+        wait_until_unreadable::<SyncJob>(&env, "deep", "Reconciling")
+            .await
+            .contains("target.filter may have 32 levels")
     );
     assert!(wait_until_unreadable::<SyncJob>(&env, "newer", "Reconciling").await.contains("unknown variant `Newer`"));
     for condition in ["Ready", "Stalled"] {
@@ -174,8 +176,7 @@ async fn a_refused_slot_ends_with_its_deadline() {
     let labels = |team: &str| json!({"metadata": {"labels": {"team": team}}});
     let spec = json!({"interval": quiet_interval(60), "immediate": true, "startingDeadline": "4s", "jobTemplate": labels("a b")});
     apply_schedule(&env, "users", spec).await;
-    let status =
-        until(&env, "the slot is skipped", |status| status.last_skip.is_some().then(|| status.clone())).await;
+    let status = until(&env, "the slot is skipped", |status| status.last_skip.is_some().then(|| status.clone())).await;
     assert_eq!(status.last_skip.as_ref().unwrap().reason, "CreateFailed");
     assert_eq!((status.active.len(), status.runs.total, status.runs.skipped), (0, 0, 1));
     let (reason, message) = ready(&status).unwrap();

@@ -42,8 +42,7 @@ pub fn quiet_interval(minutes: i64) -> String {
 /// Creates a schedule that is due at once, and not again during a test.
 pub async fn apply_once(env: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
     let template = json!({"spec": spec});
-    apply_schedule(env, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template}))
-        .await
+    apply_schedule(env, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template})).await
 }
 
 pub async fn apply_job(env: &TestEnv, name: &str, spec: Value) -> SyncJob {

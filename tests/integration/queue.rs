@@ -187,7 +187,8 @@ trait ReleaseOne {
 
     async fn hold(&self, uid: &str, epoch: u64, number: u64) -> Result<FencedWrite, Error> {
         let progress = Progress { checkpoint: "held", ..NOTHING };
-        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) }).await
+        self.release_one(Release { attempts: None, ..build_release(uid, epoch, Disposition::Held(number), progress) })
+            .await
     }
 
     async fn release_unfinished(&self, uid: &str, epoch: u64, checkpoint: &str) -> Result<FencedWrite, Error> {

@@ -134,8 +134,9 @@ async fn a_full_redis_is_reported() {
     redis.ask::<()>("CONFIG SET maxmemory 0").await;
     assert!(is_complete(&finished(&env, "run").await));
     let log = operator.log();
-    let counts = ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
-        .map(|text| lines(&log, text));
+    let counts =
+        ["writing to Redis is unavailable", "writing to Redis is available again", "WARN Redis is unavailable"]
+            .map(|text| lines(&log, text));
     assert_eq!(counts, [1, 1, 0], "{log}");
 }
 

@@ -493,8 +493,7 @@ async fn a_restored_export_executes_no_slot_that_is_over() {
     let deadline: Timestamp = run.annotations()[STARTING_DEADLINE_ANNOTATION].parse().unwrap();
     let later = deadline + SignedDuration::from_secs(1);
     eventually("the slot is over", async || (Timestamp::now() > later).then_some(())).await;
-    let stamped =
-        async || env.count(doc! {"lastSynced": {"$gt": DateTime::from_millis(later.as_millisecond())}}).await;
+    let stamped = async || env.count(doc! {"lastSynced": {"$gt": DateTime::from_millis(later.as_millisecond())}}).await;
     env.jobs().create(&PostParams::default(), &exported(&run)).await.unwrap();
     let restored = finished(&env, &run.name_any()).await;
     assert_eq!(reason(&restored, "Failed").as_deref(), Some("StartingDeadlineExceeded"));

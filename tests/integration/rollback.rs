@@ -181,9 +181,8 @@ async fn documents_that_cannot_be_restored_are_reported_and_kept() {
     let journal = format!("sync_journal.{}", job.metadata.uid.unwrap());
     let (reason, message) = ended(&status);
     assert_eq!((reason, restored_documents(&status)), ("TooManyFailed", Some(38)), "{message}");
-    let expected = format!(
-        "; 38 documents were restored, 1 could not be restored: {journal} has their former values for 30 days"
-    );
+    let expected =
+        format!("; 38 documents were restored, 1 could not be restored: {journal} has their former values for 30 days");
     assert!(message.ends_with(&expected), "{message}");
     assert_eq!(failures(&status), [("17", "NotReturned"), ("8", "ValidationFailed")]);
     assert_eq!(env.count(doc! {"origin": "gitlab"}).await, 1);

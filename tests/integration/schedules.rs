@@ -192,8 +192,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
     ] {
         apply_schedule(&env, "users", mistake).await;
         let status =
-            until(&env, "it is stalled", |status| is_true(&status.conditions, "Stalled").then(|| status.clone()))
-                .await;
+            until(&env, "it is stalled", |status| is_true(&status.conditions, "Stalled").then(|| status.clone())).await;
         let ready = find(&status.conditions, "Ready").unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSpec"));
         assert_eq!((status.observed_generation, &status.next_schedule_time), (Some(1), &None));
@@ -290,10 +289,8 @@ async fn a_deleted_run_is_removed_from_active_and_the_next_slot_runs() {
     apply_schedule(&env, "users", spec).await;
     let name = wait_for_active_run(&env).await.name_any();
     env.jobs().delete(&name, &DeleteParams::default()).await.unwrap();
-    until(&env, "another run is active", |status| {
-        status.active.first().filter(|run| run.name != name).map(|_| ())
-    })
-    .await;
+    until(&env, "another run is active", |status| status.active.first().filter(|run| run.name != name).map(|_| ()))
+        .await;
 }
 
 #[tokio::test]

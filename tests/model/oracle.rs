@@ -335,9 +335,8 @@ impl<'a> Oracle<'a> {
         });
         // A run that was held for its changes may still remove as many documents as its guard allows: see
         // `check_guard`.
-        violations.require(run.held.is_none() || run.approved.is_some(), || {
-            "the run was held, and not approved".to_owned()
-        });
+        violations
+            .require(run.held.is_none() || run.approved.is_some(), || "the run was held, and not approved".to_owned());
         let Some((number, _)) = self.number(old) else {
             violations.0.push("it has no key".to_owned());
             return violations.0;
@@ -365,9 +364,8 @@ impl<'a> Oracle<'a> {
             let reported = |answer: &Answer| {
                 answer.at > run.started && self.is_of(answer, seen.at) && reports_gone(answer, number)
             };
-            violations.require(self.answers.iter().any(reported), || {
-                "the source never reported it as missing".to_owned()
-            });
+            violations
+                .require(self.answers.iter().any(reported), || "the source never reported it as missing".to_owned());
         }
         violations.0
     }
@@ -577,9 +575,7 @@ impl<'a> Oracle<'a> {
         let version = content.and_then(|content| content.get_i32("version").ok()).map(|version| version as u32);
         let name = content.and_then(|content| content.get_str("name").ok());
         let Some(version) = version else {
-            violations
-                .0
-                .push(format!("{}: the data of source {at} is none of its results: {content:?}", subject.id));
+            violations.0.push(format!("{}: the data of source {at} is none of its results: {content:?}", subject.id));
             return;
         };
         violations.require(name == Some(&format!("name {version}")), || format!("{}: {content:?}", subject.id));

@@ -239,8 +239,7 @@ async fn a_user_watches_and_controls_runs() {
     browser.click("#cancel summary").await;
     browser.screenshots("cancel").await;
     let seen = browser.text("#processed").await;
-    eventually("progress still moves", async || (browser.text("#processed").await != seen).then_some(()))
-        .await;
+    eventually("progress still moves", async || (browser.text("#processed").await != seen).then_some(())).await;
     browser.click("form[action$='/cancel'] button").await;
     browser.shows("#phase", "Cancelled").await;
     browser.click("form[action$='/retry'] button").await;

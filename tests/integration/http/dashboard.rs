@@ -121,11 +121,7 @@ pub async fn fill(env: &TestEnv, sidecar: &Sidecar) {
         "worker": MARKUP, "failures": [{"key": MARKUP, "reason": "Rejected", "message": MARKUP}],
         "attemptHistory": [{"number": 1, "start": at, "end": at, "reason": "Test", "message": MARKUP}],
     });
-    env
-        .jobs()
-        .patch_status("failed", &PatchParams::default(), &Patch::Merge(json!({"status": status})))
-        .await
-        .unwrap();
+    env.jobs().patch_status("failed", &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await.unwrap();
     eventually("the sidecar has seen all", async || {
         let status = sidecar.get("/jobs/status").await.body;
         let failed = sidecar.get("/jobs?phase=Failed").await.body;

@@ -401,8 +401,7 @@ async fn calls_over_the_concurrency_limit_are_refused() {
     let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
     let slow = sidecar.call(slow.body(Body::from_stream(body)).unwrap());
     let others = async {
-        eventually("the slow call is open", async || (sidecar.get("/jobs").await.code != 200).then_some(()))
-            .await;
+        eventually("the slow call is open", async || (sidecar.get("/jobs").await.code != 200).then_some(())).await;
         let refused = sidecar.get("/jobs").await;
         assert_eq!((refused.problem(), &refused.headers["retry-after"]), ((503, "overloaded"), &"1".parse().unwrap()));
         assert_eq!(sidecar.get("/livez").await.code, 200, "probes are never refused");

@@ -153,14 +153,8 @@ async fn runs_are_found_by_errors_and_keys_beyond_the_cache() {
         apply_job(&env, name, json!({})).await;
     }
     fail(&env, "a-one", "E11000 duplicate key error", &json!([]), 0).await;
-    fail(
-        &env,
-        "b-two",
-        "away",
-        &json!([{"key": "65f0c0ffee", "reason": "Rejected", "message": "no <b>mail</b>"}]),
-        1,
-    )
-    .await;
+    fail(&env, "b-two", "away", &json!([{"key": "65f0c0ffee", "reason": "Rejected", "message": "no <b>mail</b>"}]), 1)
+        .await;
     wait_for_runs(&sidecar, "phase=Failed", 2).await;
     let browser = Browser::new(&sidecar);
     for (query, expected) in [
