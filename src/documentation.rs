@@ -174,10 +174,15 @@ fn facts(schema: &Value, is_required: bool) -> String {
     facts.join("; ") + "."
 }
 
+/// True for a field that no object may have: its only value is the message of the refusal.
+fn is_refused(schema: &Value) -> bool {
+    schema["enum"].as_array().is_some_and(|values| values.iter().all(|value| value.to_string().starts_with("\"none: ")))
+}
+
 /// Appends the fields of an object, each with a heading.
 fn add_fields(blocks: &mut Vec<String>, path: &str, schema: &Value) {
     let fields: BTreeMap<_, _> = schema["properties"].as_object().into_iter().flatten().collect();
-    for (name, field) in fields {
+    for (name, field) in fields.into_iter().filter(|(_, field)| !is_refused(field)) {
         let path = format!("{path}.{name}");
         let is_required = schema["required"].as_array().is_some_and(|names| names.iter().any(|known| known == name));
         blocks.extend([format!("### {path}"), wrap(&facts(field, is_required), "")]);

@@ -127,6 +127,6 @@ mod tests {
             |text: &str, stdin_is_free| load_given(&[text.parse().unwrap()], stdin_is_free).err().unwrap().to_string();
         assert!(error("a/b=env:SYNC_OPERATOR_NO_SUCH_VARIABLE", true).contains("export it"));
         assert!(error("a/b=file:/no/such/file", true).contains("could not read /no/such/file"));
-        assert!(error("a/b=-", false).contains("standard input is read already"));
+        assert!(error("a/b=-", false).contains("standard input is already in use"));
     }
 }

@@ -449,10 +449,7 @@ mod tests {
                 json!({"data": null, "errors": [{"extensions": {"code": "INTERNAL_SERVER_ERROR"}}]}),
                 "the source's answer cannot be used: it reports an error (INTERNAL_SERVER_ERROR)",
             ),
-            (
-                json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}),
-                "the source rejects requests for their rate",
-            ),
+            (json!({"errors": [{"type": "RATE_LIMITED", "message": "secret"}]}), "the source limits requests"),
             (json!([]), "the source's answer cannot be used: it is no answer to a GraphQL query"),
             (
                 json!({"data": {"users": 5}}),
@@ -483,7 +480,7 @@ mod tests {
     fn only_null_at_the_result_path_means_missing() {
         let spec = spec("PerUser", "/data/project/user");
         let nothing =
-            "the source's answer cannot be used: it has nothing at source.graphQL.resultPath /data/project/user";
+            "the source's answer cannot be used: it has no value at source.graphQL.resultPath /data/project/user";
         for (answer, expected) in [
             (json!({"data": {"project": {"user": {"id": 1}}}}), Ok(Found::Result(json!({"id": 1})))),
             (json!({"data": {"project": {"user": null}}}), Ok(Found::Missing)),
@@ -572,7 +569,7 @@ mod tests {
         assert!(one(&each, json!([])).unwrap_err().ends_with("let source.rest.resultPath end in /0"));
         let below = rest(&json!({"endpoint": "https://a/{id}", "batching": "PerUser", "resultPath": "/user"}));
         let error = one(&below, json!({"User": 1})).unwrap_err();
-        assert!(error.ends_with("it has nothing at source.rest.resultPath /user"), "{error}");
+        assert!(error.ends_with("it has no value at source.rest.resultPath /user"), "{error}");
 
         let list = rest(&json!({"endpoint": "https://a/?ids={ids}"}));
         let read = |keys: &[&str], answer| {
