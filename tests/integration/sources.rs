@@ -184,8 +184,8 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
     let (operator, _) = env.all(&ALLOWED);
     let with_token = |name: &str, key: &str| json!({"tokenSecretRef": {"name": name, "key": key}});
     for (name, key, message) in [
-        ("elsewhere", "token", "Secret elsewhere may not be sent to 127.0.0.1: its owner has to allow it with"),
-        ("nowhere", "token", "Secret nowhere may not be sent to 127.0.0.1: its owner has to allow it with"),
+        ("elsewhere", "token", "Secret elsewhere may not be sent to 127.0.0.1: allow it with"),
+        ("nowhere", "token", "Secret nowhere may not be sent to 127.0.0.1: allow it with"),
         ("missing", "token", "there is no Secret missing in namespace"),
         ("right", "password", "Secret right has no key password"),
     ] {
