@@ -1,4 +1,4 @@
-//! Reads Secrets, when their owners let them be sent where they are to go.
+//! Reads Secrets, when their owners allow their use for a destination.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
@@ -6,6 +6,10 @@ use kube::{Api, Client, ResourceExt};
 use crate::{
     api::{HOSTS_ANNOTATION, source::SecretKey},
     cluster::call,
+    domain::{
+        destination::Destination,
+        secret_scope::{OutOfScope, SecretScope},
+    },
 };
 
 /// Error of an entry of a Secret that cannot be used. The texts do not contain any part of the entry.
@@ -19,48 +23,37 @@ pub enum Error {
     Unavailable(String),
 }
 
-/// Reads an entry of a Secret. `host`: the host that receives the value, which the annotation of the Secret must
-/// allow. Users that may create objects with references to Secrets may have no right to read them, and could have
-/// them sent to a host of their own.
+impl From<OutOfScope> for Error {
+    fn from(error: OutOfScope) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+/// Entry of a Secret, with the scope of the Secret.
+pub struct SecretEntry {
+    /// Value of the entry.
+    pub value: Vec<u8>,
+    /// Scope of the Secret. Check it before the value is used: users that may create objects with references to Secrets
+    /// may have no right to read the Secrets, and could have them sent to a host of their own.
+    pub scope: SecretScope,
+}
+
+/// Reads an entry of a Secret for a destination.
 ///
 /// # Errors
-/// When the entry does not exist, may not be read, or may not be sent to the host.
+/// When the entry does not exist, may not be read, or may not be used for the destination.
 pub async fn read_entry(
     client: Client,
     namespace: &str,
     entry: &SecretKey,
-    host: Option<&str>,
+    to: &Destination,
 ) -> Result<Vec<u8>, Error> {
     let found = find_entry(client, namespace, entry).await?;
-    host.map_or(Ok(()), |host| found.may_go_to(host))?;
+    found.scope.check(to)?;
     Ok(found.value)
 }
 
-/// Entry of a Secret, with the hosts that may receive it.
-pub struct SecretEntry {
-    name: String,
-    hosts: String,
-    /// Value of the entry.
-    pub value: Vec<u8>,
-}
-
-impl SecretEntry {
-    /// Fails when the Secret's annotation does not name the host.
-    ///
-    /// # Errors
-    /// When the annotation does not name the host.
-    pub fn may_go_to(&self, host: &str) -> Result<(), Error> {
-        let Self { name, hosts, .. } = self;
-        if hosts.split(',').any(|allowed| allowed.trim().eq_ignore_ascii_case(host)) {
-            return Ok(());
-        }
-        Err(Error::Invalid(format!(
-            "Secret {name} may not be sent to {host}: allow it with kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}"
-        )))
-    }
-}
-
-/// Reads an entry of a Secret whose value contains its own host: check [`SecretEntry::may_go_to`] before it is sent.
+/// Reads an entry of a Secret whose destination is known later.
 ///
 /// # Errors
 /// When the entry does not exist, or may not be read.
@@ -75,8 +68,8 @@ pub async fn find_entry(client: Client, namespace: &str, entry: &SecretKey) -> R
     })?;
     let missing = || Error::Invalid(format!("there is no Secret {name} in namespace {namespace}: create it"));
     let secret = secret.ok_or_else(missing)?;
-    let hosts = secret.annotations().get(HOSTS_ANNOTATION).cloned().unwrap_or_default();
+    let scope = SecretScope::new(name, secret.annotations().get(HOSTS_ANNOTATION).map(String::as_str));
     let value = secret.data.and_then(|mut data| data.remove(key));
     let lacking = || Error::Invalid(format!("Secret {name} has no key {key}: add it, or name another one"));
-    Ok(SecretEntry { name: name.clone(), hosts, value: value.ok_or_else(lacking)?.0 })
+    Ok(SecretEntry { value: value.ok_or_else(lacking)?.0, scope })
 }

@@ -11,7 +11,7 @@ use reqwest::{
 use super::{Notifier, configuration_error, no_answer, unavailable};
 use crate::{
     connection_error,
-    domain::alert::Refusal,
+    domain::{alert::Refusal, destination::Destination},
     sync::source::{
         egress::{Denied, NotAllowed},
         limits,
@@ -29,14 +29,12 @@ pub(super) struct PostRequest {
     pub ca: Option<Vec<u8>>,
 }
 
-/// Parses a URL, and returns it with the host that must be allowed to receive secrets. `what` names the URL in errors,
-/// which do not show the URL.
-pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, String), Refusal> {
+/// Parses a URL, and returns it with the destination for which the Secrets must be allowed. `what` names the URL in
+/// errors, which do not show the URL.
+pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, Destination), Refusal> {
     let url = Url::parse(text.trim()).ok();
-    let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
-    found
-        .filter(|(url, _)| matches!(url.scheme(), "http" | "https"))
-        .ok_or_else(|| configuration_error(format!("{what} is no http or https URL: correct it")))
+    let found = url.and_then(|url| Destination::of_url(&url).map(|to| (url, to)));
+    found.ok_or_else(|| configuration_error(format!("{what} is no http or https URL: correct it")))
 }
 
 const NOT_ALLOWED: &str = "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs";

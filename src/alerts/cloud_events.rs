@@ -24,10 +24,10 @@ impl Notifier {
         rendered: &RenderedMessage,
     ) -> Result<(), Refusal> {
         let namespace = alert.namespace().unwrap_or_default();
-        let (url, host) = parse_url(&sink.url, "cloudEvents.url")?;
+        let (url, to) = parse_url(&sink.url, "cloudEvents.url")?;
         let mut headers = Vec::new();
         if let Some(entry) = &sink.token_secret_ref {
-            let token = self.secret(&namespace, entry, &host).await?;
+            let token = self.secret(&namespace, entry, &to).await?;
             let token = String::from_utf8(token).map_err(|_| configuration_error("its token is no text"))?;
             headers.push(("authorization", format!("Bearer {}", token.trim())));
         }
@@ -36,7 +36,7 @@ impl Notifier {
             content_type: "application/cloudevents+json; charset=utf-8",
             headers,
             body: event(alert, message, &rendered.payload(alert, message), Timestamp::now()).to_string(),
-            ca: self.ca(&namespace, sink.ca_secret_ref.as_ref()).await?,
+            ca: self.ca(&namespace, sink.ca_secret_ref.as_ref(), &to).await?,
         })
         .await
     }

@@ -16,7 +16,10 @@ pub use templates::check_template;
 
 use crate::{
     api::{SyncAlert, source::SecretKey, syncalert::Sink},
-    domain::alert::{Message, Refusal},
+    domain::{
+        alert::{Message, Refusal},
+        destination::Destination,
+    },
     secrets,
     sync::Egress,
     telemetry::metrics,
@@ -98,13 +101,18 @@ impl Notifier {
         }
     }
 
-    async fn secret(&self, namespace: &str, entry: &SecretKey, host: &str) -> Result<Vec<u8>, Refusal> {
-        Ok(secrets::read_entry(self.client.clone(), namespace, entry, Some(host)).await?)
+    async fn secret(&self, namespace: &str, entry: &SecretKey, to: &Destination) -> Result<Vec<u8>, Refusal> {
+        Ok(secrets::read_entry(self.client.clone(), namespace, entry, to).await?)
     }
 
-    async fn ca(&self, namespace: &str, entry: Option<&SecretKey>) -> Result<Option<Vec<u8>>, Refusal> {
+    async fn ca(
+        &self,
+        namespace: &str,
+        entry: Option<&SecretKey>,
+        to: &Destination,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
         match entry {
-            Some(entry) => Ok(Some(secrets::read_entry(self.client.clone(), namespace, entry, None).await?)),
+            Some(entry) => Ok(Some(self.secret(namespace, entry, to).await?)),
             None => Ok(None),
         }
     }

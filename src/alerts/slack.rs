@@ -15,15 +15,15 @@ impl Notifier {
         let secret = secrets::find_entry(self.client.clone(), namespace, &sink.url_secret_ref).await?;
         let what = format!("the value in Secret {}", sink.url_secret_ref.name);
         let text = str::from_utf8(&secret.value).map_err(|_| configuration_error(format!("{what} is no text")))?;
-        let (url, host) = parse_url(text, &what)?;
-        secret.may_go_to(&host)?;
+        let (url, to) = parse_url(text, &what)?;
+        secret.scope.check(&to).map_err(secrets::Error::from)?;
         let text = format!("*{}*\n{}", escape(&rendered.title), escape(&rendered.text));
         self.post(PostRequest {
             url,
             content_type: "application/json",
             headers: Vec::new(),
             body: json!({"text": text}).to_string(),
-            ca: self.ca(namespace, sink.ca_secret_ref.as_ref()).await?,
+            ca: self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?,
         })
         .await
     }

@@ -16,7 +16,10 @@ use super::{Notifier, configuration_error, no_answer, templates::RenderedMessage
 use crate::{
     api::syncalert::{Smtp, SmtpTls},
     connection_error,
-    domain::alert::{Message, Refusal},
+    domain::{
+        alert::{Message, Refusal},
+        destination::Destination,
+    },
 };
 
 impl Notifier {
@@ -28,15 +31,15 @@ impl Notifier {
         rendered: &RenderedMessage,
     ) -> Result<(), Refusal> {
         let mail = compose(sink, message, rendered)?;
-        let addresses = self.addresses(sink).await?;
-        let tls = tls(&sink.host, self.ca(namespace, sink.ca_secret_ref.as_ref()).await?)?;
+        let (addresses, to) = (self.addresses(sink).await?, Destination::of_mail(sink));
+        let tls = tls(&sink.host, self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?)?;
         let login = match (&sink.username_secret_ref, &sink.password_secret_ref) {
             (Some(user), Some(password)) => {
                 let text = |value| {
                     String::from_utf8(value).map_err(|_| configuration_error("its user or password is no text"))
                 };
-                let user = text(self.secret(namespace, user, &sink.host).await?)?;
-                let password = text(self.secret(namespace, password, &sink.host).await?)?;
+                let user = text(self.secret(namespace, user, &to).await?)?;
+                let password = text(self.secret(namespace, password, &to).await?)?;
                 Some(Credentials::new(user.trim_end().to_owned(), password.trim_end_matches(['\r', '\n']).to_owned()))
             }
             _ => None,
@@ -60,9 +63,7 @@ impl Notifier {
     }
 
     async fn addresses(&self, sink: &Smtp) -> Result<Vec<SocketAddr>, Refusal> {
-        let default = if sink.tls == SmtpTls::Tls { 465 } else { 587 };
-        let port = sink.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(default);
-        let found = self.egress.resolve(&sink.host, port).await;
+        let found = self.egress.resolve(&sink.host, sink.port_or_default()).await;
         let found = found.map_err(|_| unavailable("it could not be reached: its host name is not known"))?;
         if found.is_empty() {
             return Err(configuration_error(

@@ -11,15 +11,15 @@ use crate::{api::syncalert::Webhook, domain::alert::Refusal};
 
 impl Notifier {
     pub(super) async fn webhook(&self, namespace: &str, sink: &Webhook, payload: &Value) -> Result<(), Refusal> {
-        let (url, host) = parse_url(&sink.url, "webhook.url")?;
-        let key = self.secret(namespace, &sink.hmac_secret_ref, &host).await?;
+        let (url, to) = parse_url(&sink.url, "webhook.url")?;
+        let key = self.secret(namespace, &sink.hmac_secret_ref, &to).await?;
         let body = payload.to_string();
         self.post(PostRequest {
             url,
             content_type: "application/json",
             headers: vec![("x-signature", signature(&key, &body))],
             body,
-            ca: self.ca(namespace, sink.ca_secret_ref.as_ref()).await?,
+            ca: self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?,
         })
         .await
     }

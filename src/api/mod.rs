@@ -48,7 +48,7 @@ pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 
 /// Annotation on a SyncAlert that requests a test message: any new token.
 pub const TEST_ANNOTATION: &str = "sync.codex.dev/test";
-/// Annotation on a Secret with the hosts, separated by commas, to which its content may be sent.
+/// Annotation on a Secret with the destinations, separated by commas, for which it may be used.
 pub const HOSTS_ANNOTATION: &str = "sync.codex.dev/hosts";
 
 /// Longest text in a status field, in bytes of its JSON.

@@ -98,8 +98,8 @@ pub struct Source {
     pub delete_after: Option<GoDuration>,
 
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. An annotation of the Secret
-    /// must name the hosts that may receive the token: `kubectl annotate secret NAME
-    /// sync.codex.dev/hosts=gitlab.example.com`.
+    /// must name the destinations that may receive the token, as `[scheme://]host[:port][/path]`: `kubectl annotate
+    /// secret NAME sync.codex.dev/hosts=gitlab.example.com/api`. Without a scheme, an item means https at port 443.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKey>,
 
@@ -109,8 +109,8 @@ pub struct Source {
     #[schemars(length(max = 16))]
     pub headers_from: Vec<HeaderFrom>,
 
-    /// Secret of the same namespace with the CA certificates (PEM) that verify the endpoint's certificate. Default: the
-    /// well-known CAs.
+    /// Secret of the same namespace with the CA certificates (PEM) that verify the endpoint's certificate. The Secret
+    /// needs the annotation that `tokenSecretRef` describes. Default: the well-known CAs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 

@@ -178,9 +178,11 @@ pub struct Sink {
 #[serde(rename_all = "camelCase")]
 pub struct Slack {
     /// Secret of the same namespace with the URL, which is also the credential. An annotation of the Secret must name
-    /// the host that may receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=hooks.slack.com`.
+    /// the destination that may receive it, as `[scheme://]host[:port][/path]`: `kubectl annotate secret NAME
+    /// sync.codex.dev/hosts=hooks.slack.com`. Without a scheme, an item means encryption at the default port.
     pub url_secret_ref: SecretKey,
-    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots. The Secret needs an
+    /// annotation that allows the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }
@@ -214,13 +216,24 @@ pub struct Smtp {
     /// describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username_secret_ref: Option<SecretKey>,
-    /// Secret of the same namespace with the password. An annotation of the Secret must name the host that may receive
-    /// it: `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`.
+    /// Secret of the same namespace with the password. An annotation of the Secret must name the server that may
+    /// receive it: `kubectl annotate secret NAME sync.codex.dev/hosts=smtp.example.com`. Without a scheme, an item means
+    /// encryption at port 465 or 587. With `tls: None`, its scheme must be `smtp://`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_secret_ref: Option<SecretKey>,
-    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots. The Secret needs an
+    /// annotation that allows the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
+}
+
+impl Smtp {
+    /// Port of the mail server, or the default port of its encryption.
+    #[must_use]
+    pub fn port_or_default(&self) -> u16 {
+        let default = if self.tls == SmtpTls::Tls { 465 } else { 587 };
+        self.port.and_then(|port| u16::try_from(port).ok()).unwrap_or(default)
+    }
 }
 
 /// Encryption of the connection to a mail server.
@@ -246,10 +259,11 @@ pub struct Webhook {
     #[schemars(length(max = 1024))]
     pub url: String,
     /// Secret of the same namespace with the key that messages are signed with: `X-Signature` is `sha256=` and the
-    /// HMAC-SHA256 of the body, in hexadecimal. An annotation of the Secret must name the host:
+    /// HMAC-SHA256 of the body, in hexadecimal. An annotation of the Secret must name the destination:
     /// `kubectl annotate secret NAME sync.codex.dev/hosts=alerts.example.com`.
     pub hmac_secret_ref: SecretKey,
-    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots. The Secret needs an
+    /// annotation that allows the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }
@@ -263,10 +277,11 @@ pub struct CloudEvents {
     #[schemars(length(max = 1024))]
     pub url: String,
     /// Secret of the same namespace with the token that is sent as `Authorization: Bearer`. An annotation of the
-    /// Secret must name the host: `kubectl annotate secret NAME sync.codex.dev/hosts=broker.example.com`.
+    /// Secret must name the destination: `kubectl annotate secret NAME sync.codex.dev/hosts=broker.example.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<SecretKey>,
-    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots.
+    /// Secret with the CA bundle (PEM) that verifies the server; replaces the built-in roots. The Secret needs an
+    /// annotation that allows the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKey>,
 }

@@ -6,8 +6,8 @@ use kube::Client;
 
 use crate::{
     api::source::SecretKey,
-    domain::source::SourceSpec,
-    secrets,
+    domain::{secret_scope::SecretScope, source::SourceSpec},
+    secrets::{self, SecretEntry},
     sync::{Egress, Error, Secrets, SourceClient},
 };
 
@@ -26,9 +26,9 @@ pub enum SecretReader {
     /// There is no Kubernetes API that has Secrets.
     #[default]
     None,
-    /// Reads Secrets from the Kubernetes API, if the Secret's annotation allows the host they are sent to.
+    /// Reads Secrets from the Kubernetes API, with the scopes that their annotations state.
     Kubernetes(Client),
-    /// Has the entries that the caller of a local run gave.
+    /// Has the entries that the caller of a local run gave. They have no scope: the caller names the source too.
     Given(GivenSecrets),
 }
 
@@ -55,8 +55,13 @@ impl GivenSecrets {
 }
 
 impl SecretReader {
-    /// Reads the entry `entry` of a Secret in `namespace`, to be sent to `host`.
-    async fn read_secret(&self, namespace: &str, entry: &SecretKey, host: Option<&str>) -> Result<Vec<u8>, Error> {
+    /// Reads the entry `entry` of a Secret in `namespace`, and adds the Secret's scope to `scopes`.
+    async fn read_secret(
+        &self,
+        namespace: &str,
+        entry: &SecretKey,
+        scopes: &mut Vec<SecretScope>,
+    ) -> Result<Vec<u8>, Error> {
         let SecretKey { name, key } = entry;
         match self {
             Self::None => Err(Error::InvalidSource(format!(
@@ -66,12 +71,15 @@ impl SecretReader {
                 Error::InvalidSource(format!("the Secret {name} is not given: add --secret {name}/{key}=env:VARIABLE"))
             }),
             Self::Kubernetes(client) => {
-                secrets::read_entry(client.clone(), namespace, entry, host).await.map_err(|error| match error {
+                let found = secrets::find_entry(client.clone(), namespace, entry).await;
+                let SecretEntry { value, scope } = found.map_err(|error| match error {
                     secrets::Error::Invalid(message) => Error::InvalidSource(message),
                     secrets::Error::Unavailable(_) => {
                         Error::Attempt { reason: "SecretUnavailable", message: error.to_string() }
                     }
-                })
+                })?;
+                scopes.push(scope);
+                Ok(value)
             }
         }
     }
@@ -79,20 +87,23 @@ impl SecretReader {
 
 impl Sources {
     pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<SourceClient, Error> {
-        let host = SourceClient::host(spec)?;
-        let mut secrets = Secrets::default();
+        SourceClient::new(spec, &self.read_secrets(namespace, spec).await?, &self.egress)
+    }
+
+    async fn read_secrets(&self, namespace: &str, spec: &SourceSpec) -> Result<Secrets, Error> {
+        let Secrets { mut headers, mut ca, mut scopes } = Secrets::default();
         if let Some(token) = &spec.token {
-            let token = self.secrets.read_secret(namespace, token, Some(&host)).await?;
-            secrets.headers.push(("authorization".to_owned(), format!("Bearer {}", text(token)?.trim())));
+            let token = self.secrets.read_secret(namespace, token, &mut scopes).await?;
+            headers.push(("authorization".to_owned(), format!("Bearer {}", text(token)?.trim())));
         }
         for header in &spec.headers {
-            let value = self.secrets.read_secret(namespace, &header.secret_ref, Some(&host)).await?;
-            secrets.headers.push((header.name.to_ascii_lowercase(), text(value)?));
+            let value = self.secrets.read_secret(namespace, &header.secret_ref, &mut scopes).await?;
+            headers.push((header.name.to_ascii_lowercase(), text(value)?));
         }
-        if let Some(ca) = &spec.ca {
-            secrets.ca = Some(self.secrets.read_secret(namespace, ca, None).await?);
+        if let Some(entry) = &spec.ca {
+            ca = Some(self.secrets.read_secret(namespace, entry, &mut scopes).await?);
         }
-        SourceClient::new(spec, &secrets, &self.egress)
+        Ok(Secrets { headers, ca, scopes })
     }
 }
 

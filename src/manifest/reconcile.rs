@@ -42,7 +42,7 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
             return;
         }
     };
-    if let Some(Err(error)) = run.source.as_ref().map(SourceClient::host) {
+    if let Some(Err(error)) = run.source.as_ref().map(SourceClient::check_endpoint) {
         report.error_naming(base, error.to_string());
     }
 }

@@ -9,6 +9,7 @@ use crate::{
         source::{SecretKey, Source},
         syncalert::{Sink, SmtpTls},
     },
+    domain::destination::Destination,
     sync::{Egress, source::egress::Denied},
 };
 
@@ -39,12 +40,12 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
         return;
     };
     let base = format!("{base}.source");
-    let Some(host) = check_url(endpoint, &format!("{base}.{kind}.endpoint"), report) else { return };
-    let Source { token_secret_ref, headers_from, .. } = &**source;
+    let Some(to) = check_url(endpoint, &format!("{base}.{kind}.endpoint"), report) else { return };
+    let Source { token_secret_ref, headers_from, ca_secret_ref, .. } = &**source;
     let token = token_secret_ref.iter().map(|entry| (format!("{base}.tokenSecretRef"), entry));
     let headers = headers_from.iter().enumerate();
     let headers = headers.map(|(at, header)| (format!("{base}.headersFrom[{at}].secretRef"), &header.secret_ref));
-    check_secrets(token.chain(headers), &host, report);
+    check_secrets(token.chain(headers).chain(named_ca(&base, ca_secret_ref.as_ref())), &to, report);
 }
 
 fn check_alert(spec: &SyncAlertSpec, report: &mut Report<'_>) {
@@ -55,23 +56,28 @@ fn check_alert(spec: &SyncAlertSpec, report: &mut Report<'_>) {
 
 fn check_sink(sink: &Sink, base: &str, report: &mut Report<'_>) {
     if let Some(slack) = &sink.slack {
-        let SecretKey { name, key } = &slack.url_secret_ref;
-        let message = format!(
-            "Secret {name} must allow the host of the URL in its key {key}: kubectl annotate secret {name} {HOSTS_ANNOTATION}=HOST"
-        );
-        report.warning(&format!("{base}.slack.urlSecretRef"), message);
+        let (base, SecretKey { name: secret, key }) = (format!("{base}.slack"), &slack.url_secret_ref);
+        let url = (format!("{base}.urlSecretRef"), &slack.url_secret_ref);
+        let ca = named_ca(&base, slack.ca_secret_ref.as_ref()).filter(|(_, ca)| ca.name != *secret);
+        for (field, SecretKey { name, .. }) in [url].into_iter().chain(ca) {
+            let message = format!(
+                "Secret {name} must allow the host of the URL in key {key} of Secret {secret}: kubectl annotate secret {name} {HOSTS_ANNOTATION}=HOST"
+            );
+            report.warning(&field, message);
+        }
     }
     if let Some(webhook) = &sink.webhook {
         let base = format!("{base}.webhook");
-        if let Some(host) = check_url(&webhook.url, &format!("{base}.url"), report) {
-            check_secrets([(format!("{base}.hmacSecretRef"), &webhook.hmac_secret_ref)], &host, report);
+        if let Some(to) = check_url(&webhook.url, &format!("{base}.url"), report) {
+            let key = (format!("{base}.hmacSecretRef"), &webhook.hmac_secret_ref);
+            check_secrets([key].into_iter().chain(named_ca(&base, webhook.ca_secret_ref.as_ref())), &to, report);
         }
     }
     if let Some(events) = &sink.cloud_events {
         let base = format!("{base}.cloudEvents");
-        if let Some(host) = check_url(&events.url, &format!("{base}.url"), report) {
+        if let Some(to) = check_url(&events.url, &format!("{base}.url"), report) {
             let token = events.token_secret_ref.iter().map(|entry| (format!("{base}.tokenSecretRef"), entry));
-            check_secrets(token, &host, report);
+            check_secrets(token.chain(named_ca(&base, events.ca_secret_ref.as_ref())), &to, report);
         }
     }
     if let Some(smtp) = &sink.smtp {
@@ -87,14 +93,20 @@ fn check_sink(sink: &Sink, base: &str, report: &mut Report<'_>) {
         }
         let user = smtp.username_secret_ref.iter().map(|entry| (format!("{base}.usernameSecretRef"), entry));
         let password = smtp.password_secret_ref.iter().map(|entry| (format!("{base}.passwordSecretRef"), entry));
-        check_secrets(user.chain(password), host, report);
+        let entries = user.chain(password).chain(named_ca(&base, smtp.ca_secret_ref.as_ref()));
+        check_secrets(entries, &Destination::of_mail(smtp), report);
     }
 }
 
-/// Reports the setting that a URL needs, and returns its host.
-fn check_url(text: &str, field: &str, report: &mut Report<'_>) -> Option<String> {
+/// The entry with a CA bundle, and its field.
+fn named_ca<'a>(base: &str, entry: Option<&'a SecretKey>) -> impl Iterator<Item = (String, &'a SecretKey)> {
+    entry.map(|entry| (format!("{base}.caSecretRef"), entry)).into_iter()
+}
+
+/// Reports the setting that a URL needs, and returns the destination that Secrets must allow.
+fn check_url(text: &str, field: &str, report: &mut Report<'_>) -> Option<Destination> {
     let url = Url::parse(text.trim()).ok()?;
-    let host = url.host_str()?.to_owned();
+    let (to, host) = (Destination::of_url(&url)?, url.host_str()?.to_owned());
     match Egress::default().admit(&url) {
         Err(Denied::Address) => report.warning(field, private_host(&host)),
         Ok(()) | Err(Denied::PlainText) if is_private_name(&host) => report.warning(field, private_host(&host)),
@@ -106,7 +118,7 @@ fn check_url(text: &str, field: &str, report: &mut Report<'_>) -> Option<String>
         }
         Ok(()) => {}
     }
-    Some(host)
+    Some(to)
 }
 
 fn private_host(host: &str) -> String {
@@ -121,13 +133,17 @@ fn is_private_name(host: &str) -> bool {
     !is_address && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(|domain| host.ends_with(domain)))
 }
 
-/// Reports Secrets that must allow a host, each of them once.
-fn check_secrets<'a>(entries: impl IntoIterator<Item = (String, &'a SecretKey)>, host: &str, report: &mut Report<'_>) {
+/// Reports Secrets that must allow a destination, each of them once.
+fn check_secrets<'a>(
+    entries: impl IntoIterator<Item = (String, &'a SecretKey)>,
+    to: &Destination,
+    report: &mut Report<'_>,
+) {
     let mut reported = Vec::new();
     for (field, SecretKey { name, .. }) in entries {
         if !reported.contains(&name) {
             let message =
-                format!("Secret {name} must allow {host}: kubectl annotate secret {name} {HOSTS_ANNOTATION}={host}");
+                format!("Secret {name} must allow {to}: kubectl annotate secret {name} {HOSTS_ANNOTATION}={to}");
             report.warning(&field, message);
             reported.push(name);
         }

@@ -201,6 +201,21 @@ fn settings_that_an_object_needs_are_warnings() {
             secret,
             &["spec.source.tokenSecretRef: Secret t must allow gitlab.com: kubectl annotate"],
         ),
+        (
+            "https://gitlab.com/",
+            "caSecretRef: {name: ca, key: k}",
+            &[
+                "spec.source.caSecretRef: Secret ca must allow gitlab.com: kubectl annotate secret ca sync.codex.dev/hosts=gitlab.com",
+            ],
+        ),
+        (
+            "http://gitlab.com:8080/",
+            "tokenSecretRef: {name: t, key: k}, caSecretRef: {name: t, key: c}",
+            &[
+                "spec.source.graphQL.endpoint: the operator uses http:// only",
+                "spec.source.tokenSecretRef: Secret t must allow http://gitlab.com:8080: kubectl annotate secret t sync.codex.dev/hosts=http://gitlab.com:8080",
+            ],
+        ),
         ("http://gitlab.com/", "", &["spec.source.graphQL.endpoint: the operator uses http:// only"]),
         (
             "http://10.0.0.1/",
@@ -231,6 +246,33 @@ fn settings_that_an_object_needs_are_warnings() {
         &format!("{JOB}spec: {{target: {{database: other}}}}\n"),
         &["5:17: warning: spec.target.database: the operator uses the database other only if --allowed-databases"],
     );
+}
+
+#[test]
+fn annotations_that_sinks_need_are_warnings() {
+    let [ca, key] = ["caSecretRef: {name: ca, key: c}", "SecretRef: {name: k, key: k}"];
+    for (sink, item) in [
+        (format!("slack: {{url{key}, {ca}}}"), "HOST"),
+        (format!("webhook: {{url: \"https://a.example/x\", hmac{key}, {ca}}}"), "a.example"),
+        (format!("cloudEvents: {{url: \"https://a.example:8443/\", token{key}, {ca}}}"), "a.example:8443"),
+        (
+            format!("smtp: {{host: a.example, from: a@b.c, to: [a@b.c], username{key}, password{key}, {ca}}}"),
+            "a.example",
+        ),
+        (
+            format!(
+                "smtp: {{host: a.example, port: 465, tls: Tls, from: a@b.c, to: [a@b.c], username{key}, password{key}, {ca}}}"
+            ),
+            "a.example",
+        ),
+    ] {
+        let text = format!("{ALERT}  when: [{{type: RunFailed}}]\n  sinks: [{{name: a, {sink}}}]\n");
+        let found = lines(&text);
+        assert_eq!(found.len(), 2, "{found:#?}");
+        for (name, line) in ["k", "ca"].into_iter().zip(found) {
+            assert!(line.ends_with(&format!("kubectl annotate secret {name} sync.codex.dev/hosts={item}")), "{line}");
+        }
+    }
 }
 
 #[test]

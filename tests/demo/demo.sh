@@ -218,7 +218,7 @@ start_gitlab() {
 fetch_from_gitlab() {
   local kind
   k create secret generic gitlab --from-literal=token=glpat-demo --dry-run=client -o yaml | k apply -f - >/dev/null
-  k annotate --overwrite secret gitlab sync.codex.dev/hosts=127.0.0.1 >/dev/null
+  k annotate --overwrite secret gitlab "sync.codex.dev/hosts=$gitlab" >/dev/null
   for kind in "${kinds[@]}"; do
     sed -e "s#https://gitlab.com/api/graphql#$gitlab#" \
       -e "s#^\( *\)keyField: gitlabId#&\n\1collection: gitlab_$kind#" \

@@ -61,20 +61,28 @@ async fn run_again(env: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     }
 }
 
-/// Creates the Secret with the signing key of webhooks.
-pub async fn signing_key(env: &TestEnv) {
-    secret(env, "hmac", &[("key", KEY)], "127.0.0.1").await;
+/// Creates the Secret with the signing key of webhooks at a server.
+pub async fn signing_key(env: &TestEnv, http: &HttpSink) {
+    secret(env, "hmac", &[("key", KEY)], &http.url).await;
 }
 
-/// Adds users, and the Secret with the signing key of webhooks.
-async fn world_on(env: TestEnv) -> TestEnv {
+/// Adds users, and a server with the Secret for its webhooks.
+async fn world_on(env: TestEnv) -> (TestEnv, HttpSink) {
+    let http = HttpSink::start().await;
     env.seed(10, 0).await;
-    signing_key(&env).await;
-    env
+    signing_key(&env, &http).await;
+    (env, http)
 }
 
-async fn env() -> TestEnv {
+async fn world() -> (TestEnv, HttpSink) {
     world_on(TestEnv::new().await).await
+}
+
+/// Creates a Secret with a login and the CA bundle of a mail server.
+async fn mail_secret(env: &TestEnv, mail: &MailSink, name: &str, password: &str) {
+    let ca = mail.authority.pem();
+    let entries = [("user", USER), ("password", password), ("ca.crt", &*ca)];
+    secret(env, name, &entries, &format!("localhost:{}", mail.port)).await;
 }
 
 fn assert_signed(taken: &Delivery) {
@@ -86,11 +94,11 @@ fn assert_signed(taken: &Delivery) {
 
 #[tokio::test]
 async fn each_kind_of_sink_receives_a_failure_and_its_end() {
-    let (env, http, mail) = (env().await, HttpSink::start().await, MailSink::start().await);
-    secret(&env, "slack", &[("url", &format!("{}/services/T0/secret-path", http.url))], "127.0.0.1").await;
-    secret(&env, "token", &[("token", "secret-token")], "127.0.0.1").await;
-    secret(&env, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
-        .await;
+    let ((env, http), mail) = (world().await, MailSink::start().await);
+    let slack = format!("{}/services", http.url);
+    secret(&env, "slack", &[("url", &format!("{slack}/T0/secret-path"))], &slack).await;
+    secret(&env, "token", &[("token", "secret-token")], &http.url).await;
+    mail_secret(&env, &mail, "mail", PASSWORD).await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let sinks = json!([
         webhook(&http, HOOK),
@@ -152,7 +160,7 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
 
 #[tokio::test]
 async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
-    let (env, http) = (env().await, HttpSink::start().await);
+    let (env, http) = world().await;
     http.answer("/bad", [Instead::Status(500), Instead::Silence(Duration::from_secs(40)), Instead::Wait(3)]);
     apply_alert(&env, &json!([webhook(&http, "/bad"), webhook(&http, "/good")]), &json!({})).await;
     let (_operator, _) = env.all(&ALLOWED);
@@ -188,10 +196,9 @@ async fn each_sink_gets_each_alert_once_despite_failing_sinks() {
 
 #[tokio::test]
 async fn mail_is_retried_during_an_outage_and_a_refusal_reported() {
-    let (env, mail) = (env().await, MailSink::start().await);
-    secret(&env, "mail", &[("user", USER), ("password", PASSWORD), ("ca.crt", &mail.authority.pem())], "localhost")
-        .await;
-    secret(&env, "wrong", &[("user", USER), ("password", "wrong")], "localhost").await;
+    let ((env, _), mail) = (world().await, MailSink::start().await);
+    mail_secret(&env, &mail, "mail", PASSWORD).await;
+    mail_secret(&env, &mail, "wrong", "wrong").await;
     let entry = |name: &str, key: &str| json!({"name": name, "key": key});
     let smtp = |name: &str, login: &str| {
         json!({"name": name, "smtp": {"host": "localhost", "port": mail.port, "from": "sync@example.com",
@@ -241,7 +248,7 @@ async fn wait_until_sent(env: &TestEnv, firing: i32) {
 async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
     let (_own, servers) = DedicatedServer::up("redis");
     let url = servers.redis.clone();
-    let (env, http) = (world_on(TestEnv::on(servers).await).await, HttpSink::start().await);
+    let (env, http) = world_on(TestEnv::on(servers).await).await;
     http.answer(HOOK, [Instead::Status(503), Instead::Status(500)]);
     apply_alert(&env, &json!([webhook(&http, HOOK)]), &json!({})).await;
     let start = || -> Operator { env.all(&ALLOWED).0 };
@@ -287,7 +294,7 @@ async fn alerts_are_sent_at_most_twice_after_kills_and_redis_loss() {
 
 #[tokio::test]
 async fn a_requested_test_is_sent_once() {
-    let (env, http) = (env().await, HttpSink::start().await);
+    let (env, http) = world().await;
     apply_alert(&env, &json!([webhook(&http, HOOK)]), &json!({"groupWindow": "1h"})).await;
     let (_operator, _) = env.all(&ALLOWED);
     let ask = async |token: &str| {
@@ -309,9 +316,10 @@ async fn a_requested_test_is_sent_once() {
 
 #[tokio::test]
 async fn a_sinks_condition_has_its_error_without_secrets() {
-    let (env, http) = (env().await, HttpSink::start().await);
+    let (env, http) = world().await;
     let path = "/services/secret-path";
     secret(&env, "other-host", &[("url", &format!("{}{path}", http.url))], "hooks.slack.com").await;
+    secret(&env, "other-path", &[("url", &format!("{}{path}", http.url))], &format!("{}/services/T0", http.url)).await;
     secret(&env, "no-url", &[("url", "secret-path")], "127.0.0.1").await;
     let slack = |name: &str, secret: &str, key: &str| json!({"name": name, "slack": {"urlSecretRef": {"name": secret, "key": key}}});
     http.answer("/gone", std::iter::repeat_n(Instead::Status(404), 100));
@@ -324,6 +332,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
         slack("b", "no-url", "url"),
         slack("c", "nowhere", "url"),
         slack("d", "no-url", "key"),
+        slack("e", "other-path", "url"),
         webhook(&http, "/gone"),
         metadata_server,
     ]);
@@ -333,14 +342,15 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     let failed = eventually("every sink has failed", async || {
         let status = status(&env).await;
         let is_known = status.sinks.iter().all(|sink| sink.conditions.iter().any(|it| it.status != "Unknown"));
-        (status.sinks.len() == 6 && is_known).then_some(status)
+        (status.sinks.len() == 7 && is_known).then_some(status)
     });
     let failed = failed.await;
     for (sink, part) in failed.sinks.iter().zip([
-        "Secret other-host may not be sent to 127.0.0.1",
+        "Secret other-host may not be used for http://127.0.0.1:",
         "the value in Secret no-url is no http or https URL",
         "there is no Secret nowhere",
         "Secret no-url has no key key",
+        "Secret other-path may not be used for the path of a request to http://127.0.0.1:",
         "it refuses messages with 404",
         "an address the operator does not allow",
     ]) {
@@ -356,7 +366,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
 
     // When the Secret allows the host, a change of the spec or a test causes a delivery at once.
     let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
-    let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": "127.0.0.1"}}});
+    let allow = json!({"metadata": {"annotations": {"sync.codex.dev/hosts": http.url}}});
     secrets.patch("other-host", &PatchParams::default(), &Patch::Merge(allow)).await.unwrap();
     let change = json!({"spec": {"repeatInterval": "2h"}});
     alerts(&env).patch("team", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();

@@ -95,7 +95,7 @@ async fn a_held_run_removes_only_what_was_approved() {
 #[tokio::test]
 async fn later_runs_of_a_schedule_supersede_a_held_one() {
     let (env, upstream, http) = (TestEnv::new().await, Upstream::with_people(12).await, HttpSink::start().await);
-    signing_key(&env).await;
+    signing_key(&env, &http).await;
     apply_alert(&env, &json!([webhook(&http, "/hook")]), &json!({"when": [{"type": "RunHeld"}]})).await;
     let (_operator, _) = env.all(&ALLOWED);
     apply_once(&env, "people", walk(&upstream)).await;

@@ -55,8 +55,9 @@ fn typed<T: DeserializeOwned>(object: &Value) -> T {
 }
 
 fn is_refused_by_a_worker(spec: &SyncJobSpec) -> bool {
-    RunSpec::parse(spec)
-        .map_or(true, |run| run.source.is_some_and(|source| sync_operator::sync::SourceClient::host(&source).is_err()))
+    RunSpec::parse(spec).map_or(true, |run| {
+        run.source.is_some_and(|source| sync_operator::sync::SourceClient::check_endpoint(&source).is_err())
+    })
 }
 
 /// True when the API server takes an object that the operator refuses.

@@ -233,7 +233,7 @@ async fn a_link_that_cannot_be_followed_is_not_the_last_page() {
 async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
     let (env, upstream, elsewhere) = (TestEnv::new().await, Upstream::start().await, Upstream::start().await);
     env.seed(3, 0).await;
-    secret(&env, "right", &[("token", "t-1")], "127.0.0.1").await;
+    secret(&env, "right", &[("token", "t-1")], &upstream.rest("")).await;
     let (operator, _) = env.all(&ALLOWED);
     let batch = spec(&upstream, "/users?ids={ids}", &json!({}));
     for (name, instead, message) in [
@@ -281,6 +281,25 @@ async fn a_refusal_ends_the_run_and_a_transient_error_does_not() {
 }
 
 #[tokio::test]
+async fn a_secret_stays_in_its_path() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::with_people(26).await);
+    people(&env, &[1]).await;
+    upstream.state().token = Some("t-1".to_owned());
+    secret(&env, "people", &[("token", "t-1")], &upstream.rest("/linked")).await;
+    let (_operator, _) = env.all(&ALLOWED);
+    let linked = linked(&upstream, &json!({"tokenSecretRef": {"name": "people", "key": "token"}}));
+    let status = run(&env, "inside", linked.clone()).await;
+    assert_eq!((counts(&status), upstream.requests()), ((26, 0, 0), 3), "{:?}", ended(&status));
+
+    upstream.state().instead.push_back(Instead::Link("</users?ids=1,2>; rel=\"next\""));
+    let status = run(&env, "outside", linked).await;
+    let (reason, message) = ended(&status);
+    let expected = format!("Secret people may not be used for the path of a request to {}: add", upstream.rest(""));
+    assert!(reason == "InvalidSource" && message.starts_with(&expected), "{reason}: {message}");
+    assert_eq!(upstream.requests(), 4);
+}
+
+#[tokio::test]
 async fn a_walk_by_links_resumes_after_its_worker_was_killed() {
     let (env, upstream) = (TestEnv::new().await, Upstream::with_people(1000).await);
     let people = people(&env, &[5000, 5001]).await;
@@ -296,7 +315,7 @@ async fn a_walk_by_links_resumes_after_its_worker_was_killed() {
 async fn the_sample_and_the_guide_fetch_what_the_server_has() {
     let (env, upstream) = (TestEnv::new().await, Upstream::with_people(3).await);
     upstream.state().token = Some("glpat-1".to_owned());
-    secret(&env, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    secret(&env, "gitlab", &[("token", "glpat-1")], &upstream.rest("")).await;
     let users = env.database.collection::<Document>("users");
     let (_operator, _) = env.all(&ALLOWED);
     let guide = std::fs::read_to_string("docs/guides/rest.md").unwrap();

@@ -177,15 +177,28 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
     let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
     env.seed(3, 0).await;
     upstream.state().token = Some("glpat-1".to_owned());
-    secret(&env, "right", &[("token", "glpat-1\n"), ("team", "blue")], "other.example, 127.0.0.1").await;
+    let (here, port) = (upstream.rest(""), upstream.rest("").rsplit_once(':').unwrap().1.to_owned());
+    secret(&env, "right", &[("token", "glpat-1\n"), ("team", "blue")], &format!("other.example, {here}/api")).await;
     secret(&env, "elsewhere", &[("token", "glpat-1")], "gitlab.example").await;
+    secret(&env, "encrypted", &[("token", "glpat-1")], &format!("127.0.0.1:{port}")).await;
+    secret(&env, "default-port", &[("token", "glpat-1")], "http://127.0.0.1").await;
+    secret(&env, "other-path", &[("token", "glpat-1")], &format!("{here}/api/graph, {here}/api/v4")).await;
     secret(&env, "nowhere", &[("token", "glpat-1")], "").await;
-    secret(&env, "outdated", &[("token", "glpat-0")], "127.0.0.1").await;
+    secret(&env, "outdated", &[("token", "glpat-0")], &here).await;
     let (operator, _) = env.all(&ALLOWED);
     let with_token = |name: &str, key: &str| json!({"tokenSecretRef": {"name": name, "key": key}});
     for (name, key, message) in [
-        ("elsewhere", "token", "Secret elsewhere may not be sent to 127.0.0.1: allow it with"),
-        ("nowhere", "token", "Secret nowhere may not be sent to 127.0.0.1: allow it with"),
+        ("elsewhere", "token", &*format!("Secret elsewhere may not be used for {here}: add {here} to its annotation")),
+        ("encrypted", "token", &format!("Secret encrypted may not be used for {here}: add {here} to its annotation")),
+        ("default-port", "token", &format!("Secret default-port may not be used for {here}: add {here} to its")),
+        ("other-path", "token", &format!("Secret other-path may not be used for the path of a request to {here}: add")),
+        (
+            "nowhere",
+            "token",
+            &format!(
+                "Secret nowhere may not be used for {here}: allow it with kubectl annotate secret nowhere sync.codex.dev/hosts={here}"
+            ),
+        ),
         ("missing", "token", "there is no Secret missing in namespace"),
         ("right", "password", "Secret right has no key password"),
     ] {
@@ -331,8 +344,9 @@ async fn the_server_must_have_a_trusted_certificate() {
     let upstream = Upstream::start_tls(&tls.certificate, &tls.key).await;
     let env = TestEnv::new().await;
     env.seed(3, 0).await;
-    for (name, authority) in [("ca", &trusted), ("other", &other)] {
-        secret(&env, name, &[("ca.crt", &authority.pem())], "").await;
+    let here = upstream.rest("");
+    for (name, authority, hosts) in [("ca", &trusted, &*here), ("other", &other, &here), ("unbound", &trusted, "")] {
+        secret(&env, name, &[("ca.crt", &authority.pem())], hosts).await;
     }
     let (_operator, _) = env.all(&ALLOWED);
     let mut one_try = spec(&upstream);
@@ -347,6 +361,11 @@ async fn the_server_must_have_a_trusted_certificate() {
         let last = &status.attempt_history[0];
         assert!(last.reason == "SourceUnreachable" && last.message.contains("certificate"), "{name}: {}", last.message);
     }
+    one_try["source"]["caSecretRef"] = json!({"name": "unbound", "key": "ca.crt"});
+    let status = run(&env, "unbound", one_try.clone()).await;
+    let (reason, message) = ended(&status);
+    let expected = format!("Secret unbound may not be used for {}: allow it", here.trim_start_matches("https://"));
+    assert!(reason == "InvalidSource" && message.starts_with(&expected), "{reason}: {message}");
     assert_eq!(upstream.requests(), 0);
     one_try["source"]["caSecretRef"] = json!({"name": "ca", "key": "ca.crt"});
     let status = run(&env, "right", one_try).await;
@@ -395,7 +414,7 @@ async fn all_processes_share_one_rate_limit() {
 
 /// The sample that walks the pages of a group's projects, on this server.
 async fn group(env: &TestEnv, upstream: &Upstream) -> Value {
-    secret(env, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    secret(env, "gitlab", &[("token", "glpat-1")], &upstream.rest("")).await;
     let text = std::fs::read_to_string("manifests/samples/gitlab/group-projects.yaml").unwrap();
     let schedule: SyncSchedule = serde_yaml_ng::from_str(&text).unwrap();
     let mut spec = serde_json::to_value(&schedule.spec.job_template.spec).unwrap();
@@ -571,7 +590,7 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
 async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
     let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
     upstream.state().token = Some("glpat-1".to_owned());
-    secret(&env, "gitlab", &[("token", "glpat-1")], "127.0.0.1").await;
+    secret(&env, "gitlab", &[("token", "glpat-1")], &upstream.rest("")).await;
     let (_operator, _) = env.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
     for (sample, collection, kind, seed, expected) in [

@@ -21,6 +21,8 @@ use crate::{
     api::conditions::reasons,
     connection_error,
     domain::{
+        destination::Destination,
+        secret_scope::SecretScope,
         source::{Asking, By, Pages, Request, SourceSpec},
         url_template,
     },
@@ -43,6 +45,8 @@ pub struct Secrets {
     pub headers: Vec<(String, String)>,
     /// Authorities, as PEM.
     pub ca: Option<Vec<u8>>,
+    /// Scopes of the Secrets. Each request must be in all of them.
+    pub scopes: Vec<SecretScope>,
 }
 
 /// Client of the API of a source.
@@ -51,6 +55,7 @@ pub struct SourceClient {
     client: Client,
     endpoint: Url,
     spec: SourceSpec,
+    scopes: Vec<SecretScope>,
 }
 
 /// Result of a source for one document.
@@ -125,12 +130,12 @@ fn attempt(reason: &'static str, message: impl Into<String>) -> Error {
 }
 
 impl SourceClient {
-    /// Host of an endpoint, which must be allowed to receive secrets.
+    /// Checks the endpoint of a source.
     ///
     /// # Errors
     /// When the endpoint is no URL.
-    pub fn host(spec: &SourceSpec) -> Result<String, Error> {
-        endpoint(spec).map(|(_, host)| host)
+    pub fn check_endpoint(spec: &SourceSpec) -> Result<(), Error> {
+        endpoint(spec).map(drop)
     }
 
     /// Creates the client of a source at addresses that `egress` allows.
@@ -138,7 +143,8 @@ impl SourceClient {
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
     pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
-        let (endpoint, _) = endpoint(spec)?;
+        let endpoint = endpoint(spec)?;
+        check_scopes(&secrets.scopes, &endpoint)?;
         egress.admit(&endpoint).map_err(|denied| match denied {
             Denied::Address => not_allowed(spec),
             Denied::PlainText => {
@@ -155,7 +161,7 @@ impl SourceClient {
             .timeout(spec.timeout)
             .default_headers(headers(&secrets.headers)?);
         let client = client.build().map_err(|_| unusable("usable certificate"))?;
-        Ok(Self { client, endpoint, spec: spec.clone() })
+        Ok(Self { client, endpoint, spec: spec.clone(), scopes: secrets.scopes.clone() })
     }
 
     /// Spec of the source.
@@ -210,7 +216,7 @@ impl SourceClient {
             let fitting = |(key, found)| if fits(key) { found } else { misfit() };
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        match self.send(self.get(self.parsed(&address)?), received, decode).await {
+        match self.send(self.get(self.parsed(&address)?)?, received, decode).await {
             Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
@@ -230,7 +236,7 @@ impl SourceClient {
                 let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
                 answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
-            return match self.send(self.get(asked.clone()), || (), decode).await {
+            return match self.send(self.get(asked.clone())?, || (), decode).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
                     Ok(Reply::whole(SourcePage::default(), pause))
                 }
@@ -261,8 +267,10 @@ impl SourceClient {
         Url::parse(address).map_err(|_| no_url(&self.spec))
     }
 
-    fn get(&self, address: Url) -> RequestBuilder {
-        self.client.get(address).header(ACCEPT, "application/json")
+    /// A request for an address, which a key or the server may have determined.
+    fn get(&self, address: Url) -> Result<RequestBuilder, Error> {
+        check_scopes(&self.scopes, &address)?;
+        Ok(self.client.get(address).header(ACCEPT, "application/json"))
     }
 
     /// The query with these variables.
@@ -359,10 +367,14 @@ impl SourceClient {
     }
 }
 
-fn endpoint(spec: &SourceSpec) -> Result<(Url, String), Error> {
-    let url = Url::parse(&spec.endpoint).ok();
-    let found = url.and_then(|url| url.host_str().map(str::to_owned).map(|host| (url, host)));
-    found.ok_or_else(|| no_url(spec))
+fn endpoint(spec: &SourceSpec) -> Result<Url, Error> {
+    Url::parse(&spec.endpoint).ok().filter(Url::has_host).ok_or_else(|| no_url(spec))
+}
+
+/// Checks that all Secrets of a source may be used for a request.
+fn check_scopes(scopes: &[SecretScope], address: &Url) -> Result<(), Error> {
+    let Some(to) = Destination::of_url(address) else { return Err(rejected("its address is neither http nor https")) };
+    scopes.iter().try_for_each(|scope| scope.check(&to)).map_err(|error| rejected(&error.to_string()))
 }
 
 fn no_url(spec: &SourceSpec) -> Error {

@@ -315,7 +315,7 @@ fn sample(path: &str, upstream: &Upstream, env: &TestEnv, collection: &str) -> (
 #[tokio::test]
 async fn samples_have_the_same_result_on_a_cluster() {
     let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
-    secret(&env, "gitlab", &[("token", "glpat-x")], "127.0.0.1").await;
+    secret(&env, "gitlab", &[("token", "glpat-x")], &upstream.rest("")).await;
     let (_operator, _) = env.all(&ALLOWED);
     upstream.state().token = Some("glpat-x".to_owned());
     upstream.state().users.insert("3".to_owned(), Peculiar::Gone);
