@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 
 use crate::{
-    api::{HOSTS_ANNOTATION, source::SecretKey},
+    api::{HOSTS_ANNOTATION, OPERATIONS_ANNOTATION, source::SecretKey},
     cluster::call,
     domain::{
         destination::Destination,
@@ -68,7 +68,8 @@ pub async fn find_entry(client: Client, namespace: &str, entry: &SecretKey) -> R
     })?;
     let missing = || Error::Invalid(format!("there is no Secret {name} in namespace {namespace}: create it"));
     let secret = secret.ok_or_else(missing)?;
-    let scope = SecretScope::new(name, secret.annotations().get(HOSTS_ANNOTATION).map(String::as_str));
+    let annotation = |name| secret.annotations().get(name).map(String::as_str);
+    let scope = SecretScope::new(name, annotation(HOSTS_ANNOTATION), annotation(OPERATIONS_ANNOTATION));
     let value = secret.data.and_then(|mut data| data.remove(key));
     let lacking = || Error::Invalid(format!("Secret {name} has no key {key}: add it, or name another one"));
     Ok(SecretEntry { value: value.ok_or_else(lacking)?.0, scope })

@@ -50,6 +50,8 @@ pub const RETRY_OF_ANNOTATION: &str = "sync.codex.dev/retry-of";
 pub const TEST_ANNOTATION: &str = "sync.codex.dev/test";
 /// Annotation on a Secret with the destinations, separated by commas, for which it may be used.
 pub const HOSTS_ANNOTATION: &str = "sync.codex.dev/hosts";
+/// Annotation on a Secret with the operations of GraphQL, separated by commas, for which it may be used.
+pub const OPERATIONS_ANNOTATION: &str = "sync.codex.dev/graphql-operations";
 
 /// Longest text in a status field, in bytes of its JSON.
 pub const MAX_TEXT: usize = 512;

@@ -148,7 +148,9 @@ pub struct GraphQl {
     pub endpoint: String,
 
     /// GraphQL query. The keys of the documents are its variable `$ids` (PerBatch), or `$id` (PerUser). For Pages,
-    /// `$first` is `batchSize`, and `$after` or `$page` identifies the page.
+    /// `$first` is `batchSize`, and `$after` or `$page` identifies the page. Mutations and subscriptions need an
+    /// annotation of the Secrets: `kubectl annotate secret NAME sync.codex.dev/graphql-operations=query,mutation`. At
+    /// most 64 brackets within each other.
     #[schemars(length(min = 1, max = 16384))]
     pub query: String,
 

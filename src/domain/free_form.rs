@@ -74,7 +74,7 @@ mod tests {
             (large(65_537), Some("must have at most 65536 bytes of JSON, not 65537")),
         ] {
             let source =
-                json!({"graphQL": {"endpoint": "https://a", "query": "q", "resultPath": "/a", "variables": value}});
+                json!({"graphQL": {"endpoint": "https://a", "query": "{a}", "resultPath": "/a", "variables": value}});
             for (field, spec) in [
                 ("target.filter", json!({"target": {"filter": value}})),
                 ("source.graphQL.variables", json!({"source": source})),

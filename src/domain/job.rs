@@ -708,7 +708,7 @@ mod tests {
     /// A SyncJob that is held because of 10 documents since [`HELD_AT`].
     fn held_job(part: &serde_json::Value) -> SyncJob {
         let mut spec = serde_json::json!({"transaction": "Batch", "guard": {"holdFor": "1m"},
-            "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}});
+            "source": {"graphQL": {"endpoint": "https://api.example/", "query": "{a}", "resultPath": ""}}});
         spec.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
         let mut job = job(spec);
         job.status = Some(decide(&job, Some(&guarded(State::Parked, 10, None)), at(HELD_AT)).status);
@@ -1084,7 +1084,7 @@ mod tests {
     fn a_cancelled_lost_run_is_enqueued_for_its_rollback() {
         let spec = |on_failure| {
             serde_json::json!({"cancelled": true, "transaction": "Batch", "onFailure": on_failure,
-                "source": {"graphQL": {"endpoint": "https://api.example/", "query": "q", "resultPath": ""}}})
+                "source": {"graphQL": {"endpoint": "https://api.example/", "query": "{a}", "resultPath": ""}}})
         };
         for (on_failure, enqueue) in [("Rollback", true), ("Keep", false)] {
             assert_eq!(decide(&job(spec(on_failure)), None, at(140)).enqueue, enqueue, "{on_failure}");

@@ -9,6 +9,7 @@ pub mod destination;
 pub mod failure;
 pub mod field_conflict;
 pub mod free_form;
+pub mod graphql;
 pub mod guard;
 pub mod installation;
 pub mod job;

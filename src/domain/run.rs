@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::{
     backoff::Backoff,
     free_form,
+    graphql::InvalidDocument,
     guard::{Guard, Hold},
     source::{self, SourceSpec},
 };
@@ -491,6 +492,9 @@ pub enum SpecError {
     /// A mistake in a field that only sources of this kind have. The text begins with the field.
     #[error("{0}.{1}")]
     OfKind(&'static str, Box<SpecError>),
+    /// A query that is no GraphQL document.
+    #[error("query {0}")]
+    Document(InvalidDocument),
     /// An endpoint that is no URL, or holds a password.
     #[error(
         "endpoint must be an http or https URL without user and password, such as https://gitlab.example.com/api/graphql"

@@ -1,9 +1,12 @@
-//! Scope of a Secret: the destinations for which its owner allows its use.
+//! Scope of a Secret: the destinations and the operations for which its owner allows its use.
 
 use reqwest::Url;
 
-use super::destination::{Destination, Protocol};
-use crate::api::HOSTS_ANNOTATION;
+use super::{
+    destination::{Destination, Protocol},
+    graphql::{Operation, annotation},
+};
+use crate::api::{HOSTS_ANNOTATION, OPERATIONS_ANNOTATION};
 
 /// Largest number of times that a path is decoded. A path that is encoded more often fits into no path prefix.
 const MAX_DECODED: usize = 3;
@@ -75,6 +78,7 @@ pub struct SecretScope {
     secret: String,
     is_annotated: bool,
     hosts: Vec<AllowedHost>,
+    operations: Vec<Operation>,
 }
 
 /// Use of a Secret that its owner does not allow.
@@ -108,17 +112,66 @@ pub enum OutOfScope {
         /// Item that allows the destination.
         to: String,
     },
+    /// A Secret does not allow an operation.
+    #[error(
+        "source.graphQL.query has a {operation}, which Secret {secret} does not allow: annotate it with {OPERATIONS_ANNOTATION}={fix}"
+    )]
+    Operation {
+        /// Name of the Secret.
+        secret: String,
+        /// The operation.
+        operation: Operation,
+        /// Annotation that allows it.
+        fix: String,
+    },
+    /// An operation other than a query without a Secret.
+    #[error(
+        "source.graphQL.query has a {operation}, which needs a Secret that allows it: add tokenSecretRef, and annotate the Secret with {OPERATIONS_ANNOTATION}={fix}"
+    )]
+    NoSecret {
+        /// The operation.
+        operation: Operation,
+        /// Annotation that allows it.
+        fix: String,
+    },
+}
+
+/// Checks that the Secrets that are sent with a query allow all its operations. Without a Secret, queries are allowed.
+///
+/// # Errors
+/// When an operation is not allowed.
+pub fn check_operations(operations: &[Operation], sent: &[SecretScope]) -> Result<(), OutOfScope> {
+    let lacks = |allowed: &[Operation]| {
+        let missing = operations.iter().find(|operation| !allowed.contains(operation));
+        missing.map(|missing| (*missing, annotation(&[allowed, operations].concat())))
+    };
+    for SecretScope { secret, operations: allowed, .. } in sent {
+        if let Some((operation, fix)) = lacks(allowed) {
+            return Err(OutOfScope::Operation { secret: secret.clone(), operation, fix });
+        }
+    }
+    match lacks(&[Operation::Query]).filter(|_| sent.is_empty()) {
+        Some((operation, fix)) => Err(OutOfScope::NoSecret { operation, fix }),
+        None => Ok(()),
+    }
 }
 
 impl SecretScope {
-    /// Creates the scope of a Secret with this content of its annotation.
+    /// Creates the scope of a Secret with these contents of its annotations.
     #[must_use]
-    pub fn new(secret: &str, hosts: Option<&str>) -> Self {
+    pub fn new(secret: &str, hosts: Option<&str>, operations: Option<&str>) -> Self {
         let hosts = hosts.unwrap_or_default();
+        let is_named = |operation: &Operation, names: &str| {
+            names.split(',').any(|name| name.trim().eq_ignore_ascii_case(&operation.to_string()))
+        };
         Self {
             secret: secret.to_owned(),
             is_annotated: !hosts.trim().is_empty(),
             hosts: hosts.split(',').filter_map(|item| AllowedHost::parse(item.trim())).collect(),
+            operations: match operations {
+                Some(names) => Operation::ALL.into_iter().filter(|operation| is_named(operation, names)).collect(),
+                None => vec![Operation::Query],
+            },
         }
     }
 
@@ -149,7 +202,7 @@ mod tests {
 
     fn allows(annotation: &str, url: &str) -> bool {
         let to = Destination::of_url(&Url::parse(url).unwrap()).unwrap();
-        SecretScope::new("s", Some(annotation)).check(&to).is_ok()
+        SecretScope::new("s", Some(annotation), None).check(&to).is_ok()
     }
 
     #[test]
@@ -189,7 +242,6 @@ mod tests {
             "https://",
             "ftp://api.example",
             "smtp://api.example",
-            "user@api.example",
             "https://a:b@api.example",
             "api.example?x",
             "api.example#x",
@@ -266,7 +318,7 @@ mod tests {
             ("https://mail.example", [false, false, false]),
             ("mail.example:25", [false, false, false]),
         ] {
-            let scope = SecretScope::new("s", Some(annotation));
+            let scope = SecretScope::new("s", Some(annotation), None);
             assert_eq!([&start, &tls, &plain].map(|to| scope.check(to).is_ok()), allowed, "{annotation}");
         }
         assert_eq!(
@@ -292,8 +344,41 @@ mod tests {
                 "Secret s may not be used for the path of a request to http://api.example:8080: add the path to its annotation sync.codex.dev/hosts",
             ),
         ] {
-            let error = SecretScope::new("s", annotation).check(&to).unwrap_err();
+            let error = SecretScope::new("s", annotation, None).check(&to).unwrap_err();
             assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn operations_need_the_annotation_of_each_secret() {
+        use Operation::{Mutation, Query, Subscription};
+        let scope = |(secret, operations)| SecretScope::new(secret, Some("api.example"), operations);
+        for (operations, secrets, refused) in [
+            (&[Query][..], &[][..], None),
+            (&[Query], &[("t", None)], None),
+            (&[Query], &[("t", Some("mutation"))], Some(("a query, which Secret t does not allow", "query,mutation"))),
+            (&[Mutation], &[], Some(("a mutation, which needs a Secret that allows it: add", "query,mutation"))),
+            (&[Mutation], &[("t", None)], Some(("a mutation, which Secret t does not allow", "query,mutation"))),
+            (&[Mutation], &[("t", Some("mutation"))], None),
+            (&[Query, Mutation], &[("t", Some(" Query , MUTATION,x"))], None),
+            (
+                &[Mutation],
+                &[("t", Some("mutation")), ("u", Some("query,subscription"))],
+                Some(("a mutation, which Secret u does not allow", "query,mutation,subscription")),
+            ),
+            (&[Subscription], &[("t", Some("query,x"))], Some(("a subscription, which", "query,subscription"))),
+        ] {
+            let sent: Vec<_> = secrets.iter().copied().map(scope).collect();
+            let found = check_operations(operations, &sent).map_err(|error| error.to_string());
+            let is_expected = match (&found, refused) {
+                (Ok(()), None) => true,
+                (Err(message), Some((start, fix))) => {
+                    message.starts_with(&format!("source.graphQL.query has {start}"))
+                        && message.ends_with(&format!(" sync.codex.dev/graphql-operations={fix}"))
+                }
+                _ => false,
+            };
+            assert!(is_expected, "{operations:?} {secrets:?}: {found:?}");
         }
     }
 

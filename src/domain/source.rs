@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{
+    graphql::{self, Operation},
     run::{SpecError, duration, range},
     url_template,
 };
@@ -120,6 +121,8 @@ pub enum Request {
     GraphQl {
         /// The query.
         query: String,
+        /// Kinds of its operations.
+        operations: Vec<Operation>,
         /// Name of the operation to execute.
         operation_name: Option<String>,
         /// Additional variables.
@@ -247,6 +250,7 @@ type OwnFields = (String, Request, PointerBuf);
 fn graph_ql(source: &GraphQl) -> Result<OwnFields, SpecError> {
     let request = Request::GraphQl {
         query: source.query.clone(),
+        operations: graphql::operations(&source.query).map_err(SpecError::Document)?,
         operation_name: source.operation_name.clone(),
         variables: source.variables.0.clone(),
     };
@@ -458,7 +462,7 @@ mod tests {
     use serde_json::json;
 
     fn spec(source: &Value, mapping: &Value) -> SyncJobSpec {
-        let mut whole = json!({"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"});
+        let mut whole = json!({"endpoint": "https://api.example/graphql", "query": "{a}", "resultPath": "/data/users"});
         whole.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
         serde_json::from_value(json!({"source": manifest("graphQL", &whole), "mapping": mapping})).unwrap()
     }
@@ -551,7 +555,7 @@ mod tests {
 
     #[test]
     fn there_is_one_source() {
-        let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
+        let graph_ql = json!({"endpoint": "https://a/", "query": "{a}", "resultPath": ""});
         let rest = json!({"endpoint": "https://a/{ids}"});
         for source in [json!({}), json!({"graphQL": graph_ql, "rest": rest})] {
             let spec = serde_json::from_value(json!({"source": source})).unwrap();

@@ -6,7 +6,10 @@ use kube::Client;
 
 use crate::{
     api::source::SecretKey,
-    domain::{secret_scope::SecretScope, source::SourceSpec},
+    domain::{
+        secret_scope::{SecretScope, check_operations},
+        source::{Request, SourceSpec},
+    },
     secrets::{self, SecretEntry},
     sync::{Egress, Error, Secrets, SourceClient},
 };
@@ -100,10 +103,22 @@ impl Sources {
             let value = self.secrets.read_secret(namespace, &header.secret_ref, &mut scopes).await?;
             headers.push((header.name.to_ascii_lowercase(), text(value)?));
         }
+        // A CA bundle is not sent, so it has no say in what a request does.
+        self.check_operations(spec, &scopes)?;
         if let Some(entry) = &spec.ca {
             ca = Some(self.secrets.read_secret(namespace, entry, &mut scopes).await?);
         }
         Ok(Secrets { headers, ca, scopes })
+    }
+
+    fn check_operations(&self, spec: &SourceSpec, sent: &[SecretScope]) -> Result<(), Error> {
+        match &spec.request {
+            // The caller of a local run gives the values of the Secrets and names the operations.
+            Request::GraphQl { operations, .. } if !matches!(self.secrets, SecretReader::Given(_)) => {
+                check_operations(operations, sent).map_err(|error| Error::InvalidSource(error.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,15 +1,20 @@
 //! Settings of the installation that an object needs, and annotations of the Secrets that it names.
 
+use std::collections::HashSet;
+
 use reqwest::Url;
 
 use super::{Object, finding::Report, reconcile::TEMPLATE_SPEC};
 use crate::{
     api::{
-        HOSTS_ANNOTATION, SyncAlertSpec, SyncJobSpec,
+        HOSTS_ANNOTATION, OPERATIONS_ANNOTATION, SyncAlertSpec, SyncJobSpec,
         source::{SecretKey, Source},
         syncalert::{Sink, SmtpTls},
     },
-    domain::destination::Destination,
+    domain::{
+        destination::Destination,
+        graphql::{self, Operation, annotation},
+    },
     sync::{Egress, source::egress::Denied},
 };
 
@@ -45,7 +50,25 @@ fn check_job(spec: &SyncJobSpec, base: &str, report: &mut Report<'_>) {
     let token = token_secret_ref.iter().map(|entry| (format!("{base}.tokenSecretRef"), entry));
     let headers = headers_from.iter().enumerate();
     let headers = headers.map(|(at, header)| (format!("{base}.headersFrom[{at}].secretRef"), &header.secret_ref));
-    check_secrets(token.chain(headers).chain(named_ca(&base, ca_secret_ref.as_ref())), &to, report);
+    let sent: Vec<_> = token.chain(headers).collect();
+    let query = source.graph_ql.as_ref().map(|graph_ql| graphql::operations(&graph_ql.query));
+    check_operations(&query.and_then(Result::ok).unwrap_or_default(), &sent, &base, report);
+    check_secrets(sent.into_iter().chain(named_ca(&base, ca_secret_ref.as_ref())), &to, report);
+}
+
+/// Reports the annotations that operations other than queries need.
+fn check_operations(operations: &[Operation], sent: &[(String, &SecretKey)], base: &str, report: &mut Report<'_>) {
+    let Some(other) = operations.iter().find(|operation| **operation != Operation::Query) else { return };
+    let needed = format!("{OPERATIONS_ANNOTATION}={}", annotation(&[operations, &[Operation::Query]].concat()));
+    if sent.is_empty() {
+        let message = format!(
+            "the operator sends a {other} only with a Secret that allows it: add tokenSecretRef, and annotate the Secret with {needed}"
+        );
+        report.warning(&format!("{base}.graphQL.query"), message);
+    }
+    for (field, SecretKey { name, .. }) in first_references(sent.iter().cloned()) {
+        report.warning(&field, format!("Secret {name} must allow a {other}: kubectl annotate secret {name} {needed}"));
+    }
 }
 
 fn check_alert(spec: &SyncAlertSpec, report: &mut Report<'_>) {
@@ -133,19 +156,22 @@ fn is_private_name(host: &str) -> bool {
     !is_address && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(|domain| host.ends_with(domain)))
 }
 
-/// Reports Secrets that must allow a destination, each of them once.
+/// Reports Secrets that must allow a destination.
 fn check_secrets<'a>(
     entries: impl IntoIterator<Item = (String, &'a SecretKey)>,
     to: &Destination,
     report: &mut Report<'_>,
 ) {
-    let mut reported = Vec::new();
-    for (field, SecretKey { name, .. }) in entries {
-        if !reported.contains(&name) {
-            let message =
-                format!("Secret {name} must allow {to}: kubectl annotate secret {name} {HOSTS_ANNOTATION}={to}");
-            report.warning(&field, message);
-            reported.push(name);
-        }
+    for (field, SecretKey { name, .. }) in first_references(entries) {
+        let message = format!("Secret {name} must allow {to}: kubectl annotate secret {name} {HOSTS_ANNOTATION}={to}");
+        report.warning(&field, message);
     }
+}
+
+/// The entries without further ones of the same Secret.
+fn first_references<'a>(
+    entries: impl IntoIterator<Item = (String, &'a SecretKey)>,
+) -> impl Iterator<Item = (String, &'a SecretKey)> {
+    let mut seen = HashSet::new();
+    entries.into_iter().filter(move |(_, entry)| seen.insert(&entry.name))
 }

@@ -161,12 +161,16 @@ fn a_rule_of_several_fields_is_found_at_one_of_them() {
 
 #[test]
 fn what_the_operator_refuses_later_is_found() {
-    let source = "  source: {graphQL: {endpoint: \"https://gitlab.com/\", query: q, resultPath: \"\"}}\n";
+    let source = "  source: {graphQL: {endpoint: \"https://gitlab.com/\", query: \"{a}\", resultPath: \"\"}}\n";
     for (spec, expected) in [
         ("  target: {filter: {a: {$not: {$where: x}}}}\n", "6:12: error: spec.target.filter: $where runs code"),
         (
             &format!("{source}  mapping:\n  - {{from: /a, to: b}}\n  - {{from: /c, to: b.c}}\n"),
             "9:16: error: spec.mapping[1].to: b.c and b overlap",
+        ),
+        (
+            "  source: {graphQL: {endpoint: \"https://a.example/\", query: \"{ a(\", resultPath: \"\"}}\n",
+            "6:54: error: spec.source.graphQL.query: is no GraphQL document: correct it at line 1, column 5",
         ),
     ] {
         assert_found(&format!("{JOB}spec:\n{spec}"), &[expected]);
@@ -228,7 +232,7 @@ fn settings_that_an_object_needs_are_warnings() {
         ("https://8.8.8.8/", "", &[]),
     ] {
         let spec = format!(
-            "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: q, resultPath: \"\"}}, {more}}}}}\n"
+            "spec: {{source: {{graphQL: {{endpoint: \"{endpoint}\", query: \"{{a}}\", resultPath: \"\"}}, {more}}}}}\n"
         );
         let found = parse("a.yaml", &format!("{JOB}{spec}"));
         assert_eq!(found.manifests.len(), 1, "{:#?}", found.findings);
@@ -246,6 +250,38 @@ fn settings_that_an_object_needs_are_warnings() {
         &format!("{JOB}spec: {{target: {{database: other}}}}\n"),
         &["5:17: warning: spec.target.database: the operator uses the database other only if --allowed-databases"],
     );
+}
+
+#[test]
+fn operations_other_than_queries_are_warnings() {
+    let [token, header] =
+        ["tokenSecretRef: {name: t, key: k}", "headersFrom: [{name: X-A, secretRef: {name: h, key: k}}]"];
+    let operations = "sync.codex.dev/graphql-operations=query,mutation";
+    for (secrets, expected) in [
+        (
+            String::new(),
+            vec![format!(
+                "spec.source.graphQL.query: the operator sends a mutation only with a Secret that allows it: add tokenSecretRef, and annotate the Secret with {operations}"
+            )],
+        ),
+        (
+            format!("{token}, {header}, caSecretRef: {{name: ca, key: k}}"),
+            ["tokenSecretRef: Secret t", "headersFrom[0].secretRef: Secret h"]
+                .map(|at| {
+                    let name = at.rsplit(' ').next().unwrap();
+                    format!("spec.source.{at} must allow a mutation: kubectl annotate secret {name} {operations}")
+                })
+                .to_vec(),
+        ),
+    ] {
+        let text = format!(
+            "{JOB}spec: {{source: {{graphQL: {{endpoint: \"https://a.example/\", query: \"mutation {{a}}\", resultPath: \"\"}}, {secrets}}}}}\n"
+        );
+        let found = lines(&text);
+        let found: Vec<_> = found.iter().filter(|line| line.contains("mutation")).collect();
+        let is_expected = |(line, expected): (&&String, &String)| line.ends_with(&format!("warning: {expected}"));
+        assert!(found.len() == expected.len() && found.iter().zip(&expected).all(is_expected), "{found:#?}");
+    }
 }
 
 #[test]

@@ -715,7 +715,7 @@ fn fetching() -> Value {
     json!({
         "syncType": "Full",
         "batchSize": 10,
-        "source": {"name": "s", "graphQL": {"endpoint": "https://a.example/", "query": "q", "resultPath": "/data"}},
+        "source": {"name": "s", "graphQL": {"endpoint": "https://a.example/", "query": "{a}", "resultPath": "/data"}},
         "mapping": [{"from": "/name", "to": "name"}],
     })
 }

@@ -147,7 +147,8 @@ fn with(mut whole: Value, part: &Value) -> Value {
 #[tokio::test]
 async fn a_wrong_source_is_refused_with_its_field_and_fix() {
     let env = TestEnv::new().await;
-    let graph_ql = || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "q", "resultPath": "/data/users"});
+    let graph_ql =
+        || json!({"endpoint": "https://gitlab.com/api/graphql", "query": "{a}", "resultPath": "/data/users"});
     let source = |part: Value| json!({"source": support::source("graphQL", &with(graph_ql(), &part))});
     let mapped = |part: Value| with(json!({"from": "/name", "to": "name"}), &part);
     let both = |part: Value| with(source(json!({})), &json!({"mapping": [mapped(part)]}));
@@ -212,7 +213,7 @@ async fn a_wrong_source_is_refused_with_its_field_and_fix() {
 #[tokio::test]
 async fn a_wrong_rest_source_is_refused_with_its_field_and_fix() {
     let env = TestEnv::new().await;
-    let graph_ql = json!({"endpoint": "https://a/", "query": "q", "resultPath": ""});
+    let graph_ql = json!({"endpoint": "https://a/", "query": "{a}", "resultPath": ""});
     let rest = |part: Value| {
         let whole = json!({"endpoint": "https://api.example.com/users?ids={ids}"});
         json!({"source": support::source("rest", &with(whole, &part))})
@@ -377,7 +378,7 @@ async fn a_minimal_source_gets_every_documented_default() {
     });
     let rest = |endpoint: &str, part: Value| support::source("rest", &with(json!({"endpoint": endpoint}), &part));
     let walk = |by: Value| json!({"batching": "Pages", "pagination": by});
-    let graph_ql = json!({"graphQL": {"endpoint": "https://a/", "query": "q", "resultPath": ""}});
+    let graph_ql = json!({"graphQL": {"endpoint": "https://a/", "query": "{a}", "resultPath": ""}});
     for (name, source, defaults) in [
         ("graph", graph_ql, json!({"batching": "PerBatch"})),
         ("batch", rest("https://a/{ids}", json!({})), json!({"batching": "PerBatch", "rest": {"resultPath": ""}})),
@@ -445,7 +446,7 @@ async fn only_four_fields_of_a_job_can_be_changed() {
     let spec = json!({
         "staleAfter": "5m",
         "target": {"database": "own", "filter": {"state": "active", "a": {"b": 1}}},
-        "source": {"graphQL": {"endpoint": "https://gitlab.com/", "query": "q", "resultPath": "/data", "variables": {"a": 1}}},
+        "source": {"graphQL": {"endpoint": "https://gitlab.com/", "query": "{a}", "resultPath": "/data", "variables": {"a": 1}}},
         "mapping": [{"from": "/name", "to": "name"}],
     });
     let mut before = create(&env, JOB, "job", spec).await.unwrap().data;

@@ -214,7 +214,7 @@ async fn a_rollback_continues_after_redis_lost_the_run() {
 async fn target(env: &TestEnv, epoch: u64) -> TargetCollection {
     let spec = json!({
         "syncType": "Full", "transaction": "Batch", "onFailure": "Rollback",
-        "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "q", "resultPath": "/data/users"}},
+        "source": {"graphQL": {"endpoint": "https://api.example/graphql", "query": "{a}", "resultPath": "/data/users"}},
         "mapping": [{"from": "/name", "to": "name"}],
     });
     let spec = RunSpec::parse(&serde_json::from_value(spec).unwrap()).unwrap();

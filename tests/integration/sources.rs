@@ -9,7 +9,10 @@ use std::{
 
 use bson::{Bson, DateTime, Document, doc};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{Api, ResourceExt, api::PostParams};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+};
 use mongodb::{IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
@@ -221,6 +224,45 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
     let jobs = env.jobs().list(&kube::api::ListParams::default()).await.unwrap().items;
     let shown = operator.log() + &serde_json::to_string(&jobs).unwrap();
     assert!(!shown.contains("glpat-") && !shown.contains(PRIVATE));
+}
+
+#[tokio::test]
+async fn mutations_need_an_annotation() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(1, 0).await;
+    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
+    for name in ["reads", "writes"] {
+        secret(&env, name, &[("token", "glpat-1")], &upstream.rest("")).await;
+    }
+    let annotated = json!({"metadata": {"annotations": {"sync.codex.dev/graphql-operations": "query,mutation"}}});
+    secrets.patch("writes", &PatchParams::default(), &Patch::Merge(annotated)).await.unwrap();
+    let (_operator, _) = env.all(&ALLOWED);
+    let entry = |name: &str| json!({"name": name, "key": "token"});
+    let mutation = |part: Value| {
+        let mut spec = with(&upstream, &part);
+        spec["source"]["graphQL"]["query"] = LIST.replacen("query", "mutation", 1).into();
+        spec
+    };
+    let header = json!([{"name": "X-Team", "secretRef": entry("reads")}]);
+    for (name, part, end) in [
+        ("bare", json!({}), "which needs a Secret that allows it: add tokenSecretRef"),
+        ("reads", json!({"tokenSecretRef": entry("reads")}), "which Secret reads does not allow: annotate it with"),
+        (
+            "both",
+            json!({"tokenSecretRef": entry("writes"), "headersFrom": header}),
+            "which Secret reads does not allow: annotate it with",
+        ),
+    ] {
+        let status = run(&env, name, mutation(part)).await;
+        let (reason, message) = ended(&status);
+        let expected = format!("source.graphQL.query has a mutation, {end}");
+        assert!(reason == "InvalidSource" && message.starts_with(&expected), "{name}: {reason}: {message}");
+    }
+    assert_eq!(upstream.requests(), 0);
+    let node = json!({"id": "0", "name": "Ada", "createdAt": "2024-01-01"});
+    upstream.state().instead.push_back(Instead::Body(json!({"data": {"users": {"nodes": [node]}}}).to_string()));
+    let status = run(&env, "writes", mutation(json!({"tokenSecretRef": entry("writes")}))).await;
+    assert_eq!((counts(&status), upstream.requests()), ((1, 0, 0), 1), "{:?}", ended(&status));
 }
 
 #[tokio::test]

@@ -379,7 +379,7 @@ mod tests {
     use serde_json::json;
 
     fn spec(batching: &str, result: &str) -> SourceSpec {
-        let source = json!({"endpoint": "https://a", "query": "q", "resultPath": result, "batching": batching});
+        let source = json!({"endpoint": "https://a", "query": "{a}", "resultPath": result, "batching": batching});
         let spec = serde_json::from_value(json!({"source": manifest("graphQL", &source)})).unwrap();
         RunSpec::parse(&spec).unwrap().source.unwrap()
     }

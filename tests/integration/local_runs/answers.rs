@@ -313,7 +313,7 @@ async fn a_null_on_a_page_fails_and_other_results_are_written() {
         "errors": [{"message": "hidden", "path": ["people", "nodes", 1]}],
     });
     upstream.state().instead.push_back(Instead::Body(page.to_string()));
-    let walk = json!({"name": "people", "resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "q",
+    let walk = json!({"name": "people", "resultPath": "/data/people/nodes", "batching": "Pages", "onMissing": "Delete", "query": "{a}",
         "pagination": {"nextPath": "/data/people/pageInfo/endCursor"}});
     let mut spec = graph(&upstream, &walk);
     spec["target"] = json!({"keyField": "gitlabId"});
