@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Coordinator, request_slot::RequestSlot};
+use super::{Coordinator, request_slot::RequestSlot, sources::OpenSource};
 use crate::{
     domain::{
         backoff::Backoff,
@@ -51,7 +51,7 @@ const MAX_FAILED_IN_A_ROW: u32 = 20;
 
 /// Client of a source that heeds its rate limit.
 pub(super) struct SourceFetcher {
-    source: SourceClient,
+    source: OpenSource,
     coordinator: Arc<dyn Coordinator>,
     /// Name of the rate limit: a hash of the endpoint.
     limit: String,
@@ -71,7 +71,7 @@ pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
     /// Creates a client for an attempt of a run with `pauses` pauses since its last progress.
-    pub fn new(source: SourceClient, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
+    pub fn new(source: OpenSource, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
         let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
         let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
         Self {
@@ -120,16 +120,19 @@ impl SourceFetcher {
         // Of several requests the first one counts: no answer is older.
         let asked = self.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else {
-            let send = || self.source.request_documents(&keys, || slot.release());
+            let (keys, slot) = (&keys, &slot);
+            let send =
+                |source: Arc<SourceClient>| async move { source.request_documents(keys, || slot.release()).await };
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
-                self.fetch_with_retry(passed, Some(&slot), send).await.map_err(RequestFailure::into_error)
+                self.fetch_with_retry(passed, Some(slot), send).await.map_err(RequestFailure::into_error)
             };
         };
         // The batch holds its slot until all of them are answered.
         let send = |key| async move {
-            let send = || self.source.request_documents(std::slice::from_ref(&key), || ());
+            let keys = std::slice::from_ref(&key);
+            let send = |source: Arc<SourceClient>| async move { source.request_documents(keys, || ()).await };
             self.attribute_failure(self.fetch_with_retry(None, None, send).await)
         };
         let answers: Vec<_> = stream::iter(keys).map(send).buffered(in_flight).try_collect().await?;
@@ -174,7 +177,9 @@ impl SourceFetcher {
         stream::unfold((self, pages, walk, next), move |(fetch, pages, mut walk, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
-            let page = fetch.fetch_with_retry(None, None, || fetch.source.page(&pages, &at, size)).await;
+            let (from, start) = (&pages, &at);
+            let send = |source: Arc<SourceClient>| async move { source.page(from, start, size).await };
+            let page = fetch.fetch_with_retry(None, None, send).await;
             let page = page.and_then(|(mut page, asked)| {
                 walk.observe(&mut page, &pages, &at, size)?;
                 Ok((page, asked))
@@ -210,18 +215,18 @@ impl SourceFetcher {
     }
 
     /// Sends a request when the rate limit lets it pass. Repeats it after each pause that the source asks for, and
-    /// retries it a limited number of times after failures that a retry may avoid. Holds `slot` meanwhile, where
-    /// there is one.
+    /// retries it a limited number of times after failures that a retry may avoid. Repeats it once with other Secrets
+    /// when the source refuses the earlier ones. Holds `slot` meanwhile, where there is one.
     async fn fetch_with_retry<T, F>(
         &self,
         mut passed: Option<RatePassed>,
         slot: Option<&RequestSlot>,
-        send: impl Fn() -> F,
+        send: impl Fn(Arc<SourceClient>) -> F,
     ) -> Result<(T, Timestamp), RequestFailure>
     where
         F: Future<Output = Result<Reply<T>, RequestFailure>>,
     {
-        let (mut tries, retries) = (0, self.source.spec().retries);
+        let (mut tries, retries, mut is_renewed) = (0, self.source.spec().retries, false);
         loop {
             if !passed.take().is_some_and(|passed| self.is_valid(&passed)) {
                 self.wait().await?;
@@ -229,8 +234,9 @@ impl SourceFetcher {
             if let Some(slot) = slot {
                 slot.acquire().await;
             }
+            let client = self.source.client().await;
             let (asked, began) = (self.now(), Instant::now());
-            let reply = send().await;
+            let reply = send(Arc::clone(&client)).await;
             metrics::source_asked(reply.is_ok(), began.elapsed());
             match reply {
                 Ok(Reply { found, is_partial, pause }) => {
@@ -245,6 +251,10 @@ impl SourceFetcher {
                 Err(RequestFailure::Limited(pause)) => {
                     let pause = pause.or_else(|| self.unspecified_pause()).ok_or(RequestFailure::Limited(None))?;
                     self.pause(pause).await;
+                    continue;
+                }
+                Err(RequestFailure::Unauthorized(_)) if !is_renewed && self.source.renew(&client).await? => {
+                    is_renewed = true;
                     continue;
                 }
                 Err(RequestFailure::Transient(_)) if tries < retries => {}

@@ -1,8 +1,9 @@
 //! Opens the source of a run: reads the Secrets it names, where their owners allow that.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use kube::Client;
+use tokio::sync::Mutex;
 
 use crate::{
     api::source::SecretKey,
@@ -88,9 +89,57 @@ impl SecretReader {
     }
 }
 
+/// Source of a run. It can read its Secrets again.
+pub(super) struct OpenSource {
+    sources: Sources,
+    namespace: String,
+    spec: SourceSpec,
+    /// Client with the Secrets as they were last read. Locked while they are read again, because requests in the
+    /// meantime would be refused.
+    current: Mutex<(Arc<SourceClient>, Secrets)>,
+}
+
+impl OpenSource {
+    /// Spec of the source.
+    pub fn spec(&self) -> &SourceSpec {
+        &self.spec
+    }
+
+    /// Client for the next request.
+    pub async fn client(&self) -> Arc<SourceClient> {
+        Arc::clone(&self.current.lock().await.0)
+    }
+
+    /// Reads the Secrets again, after the server refused those of `refused`. Returns true when requests have other
+    /// values now.
+    pub async fn renew(&self, refused: &Arc<SourceClient>) -> Result<bool, Error> {
+        let mut current = self.current.lock().await;
+        let (client, former) = &*current;
+        if !Arc::ptr_eq(client, refused) {
+            // Another request has renewed them since.
+            return Ok(true);
+        }
+        let secrets = self.sources.read_secrets(&self.namespace, &self.spec).await?;
+        if (&secrets.headers, &secrets.ca) == (&former.headers, &former.ca) {
+            return Ok(false);
+        }
+        tracing::info!(namespace = self.namespace, "a Secret of the source has changed: repeating the request");
+        let client = SourceClient::new(&self.spec, &secrets, &self.sources.egress)?;
+        *current = (Arc::new(client), secrets);
+        Ok(true)
+    }
+}
+
 impl Sources {
-    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<SourceClient, Error> {
-        SourceClient::new(spec, &self.read_secrets(namespace, spec).await?, &self.egress)
+    pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<OpenSource, Error> {
+        let secrets = self.read_secrets(namespace, spec).await?;
+        let client = SourceClient::new(spec, &secrets, &self.egress)?;
+        Ok(OpenSource {
+            sources: self.clone(),
+            namespace: namespace.to_owned(),
+            spec: spec.clone(),
+            current: Mutex::new((Arc::new(client), secrets)),
+        })
     }
 
     async fn read_secrets(&self, namespace: &str, spec: &SourceSpec) -> Result<Secrets, Error> {

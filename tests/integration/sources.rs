@@ -227,6 +227,44 @@ async fn a_token_goes_only_to_hosts_its_secret_names() {
 }
 
 #[tokio::test]
+async fn a_rotated_token_is_read_again() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(100, 0).await;
+    secret(&env, "gitlab", &[("token", "glpat-first")], &upstream.rest("")).await;
+    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
+    let (operator, _) = env.all(&ALLOWED);
+    upstream.state().delay = Duration::from_millis(50);
+    let each = json!({"query": ONE, "batching": "PerUser", "concurrency": 5, "resultPath": "/data/user",
+        "tokenSecretRef": {"name": "gitlab", "key": "token"}});
+    for (name, former, accepted, rotated) in [
+        ("rotated", "glpat-first", "glpat-second", Some("glpat-second")),
+        ("wrong", "glpat-second", "glpat-third", Some("glpat-other")),
+        ("unchanged", "glpat-other", "glpat-fourth", None),
+    ] {
+        upstream.state().token = Some(former.to_owned());
+        let before = upstream.requests();
+        apply_job(&env, name, with(&upstream, &each)).await;
+        eventually("some documents were requested", async || (upstream.requests() > before + 20).then_some(())).await;
+        if let Some(token) = rotated {
+            let patch = json!({"stringData": {"token": token}});
+            secrets.patch("gitlab", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        }
+        upstream.state().token = Some(accepted.to_owned());
+        let status = finished(&env, name).await.status.unwrap();
+        let requests = upstream.requests() - before;
+        if name == "rotated" {
+            assert_eq!((counts(&status), status.attempts), ((100, 0, 0), Some(0)), "{:?}", ended(&status));
+            assert!((101..=105).contains(&requests), "only requests in flight are repeated: {requests}");
+        } else {
+            let (reason, message) = ended(&status);
+            let is_refused = reason == "InvalidSource" && message.starts_with("the source refuses with 401: check");
+            assert!(is_refused && requests < 100, "{name}: {reason}: {message}: {requests}");
+        }
+    }
+    assert!(!operator.log().contains("glpat-"));
+}
+
+#[tokio::test]
 async fn mutations_need_an_annotation() {
     let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
     env.seed(1, 0).await;

@@ -100,6 +100,8 @@ pub enum RequestFailure {
     Rejected(Error),
     /// The answer cannot be used.
     Unusable(Error),
+    /// The server does not accept the credentials (401). Others may be accepted.
+    Unauthorized(Error),
     /// No request can succeed: the credentials or the address are wrong.
     Fatal(Error),
 }
@@ -109,7 +111,11 @@ impl RequestFailure {
     #[must_use]
     pub fn into_error(self) -> Error {
         match self {
-            Self::Transient(error) | Self::Rejected(error) | Self::Unusable(error) | Self::Fatal(error) => error,
+            Self::Transient(error)
+            | Self::Rejected(error)
+            | Self::Unusable(error)
+            | Self::Unauthorized(error)
+            | Self::Fatal(error) => error,
             Self::Limited(_) => attempt(reasons::RATE_LIMITED, "the source limits requests"),
         }
     }
@@ -321,7 +327,8 @@ impl SourceClient {
             // GitHub limits with 403, and GraphQL servers do with 400.
             400 | 403 | 503 if pause.is_some() => RequestFailure::Limited(pause).into(),
             408 | 425 | 500..=599 => RequestFailure::Transient(error).into(),
-            401 | 414 | 300..=399 => RequestFailure::Fatal(error).into(),
+            401 => RequestFailure::Unauthorized(error).into(),
+            414 | 300..=399 => RequestFailure::Fatal(error).into(),
             400 if self.is_rate_limit(response).await => RequestFailure::Limited(None).into(),
             403 if self.is_rate_limit(response).await => RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
             _ => RequestFailure::Rejected(error).into(),
