@@ -457,21 +457,19 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value, json};
+    use crate::fixtures;
+    use serde_json::{Value, json};
 
     fn job(status: &Value) -> SyncJob {
-        let owner = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": "s", "uid": "uid-s", "controller": true});
-        from_value(json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
-            "metadata": {"name": "job", "namespace": "default", "uid": "uid-job", "ownerReferences": [owner]},
+        fixtures::job(json!({
+            "metadata": {"name": "job", "namespace": "default", "uid": "uid-job", "ownerReferences": [fixtures::owner("s", "uid-s")]},
+            "status": status,
         }))
-        .unwrap()
     }
 
     fn complete() -> SyncJob {
-        job(&json!({"conditions": [
-            {"type": "Complete", "status": "True", "reason": "Completed", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
-        ]}))
+        let complete = fixtures::condition("Complete", "Completed", "", "2026-11-24T10:00:00Z");
+        job(&json!({"conditions": [complete]}))
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub mod controller;
 mod documentation;
 pub mod domain;
 pub mod engine;
+#[cfg(test)]
+mod fixtures;
 pub mod http;
 mod installation;
 pub mod lint;

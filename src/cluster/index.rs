@@ -255,19 +255,17 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use kube::runtime::{reflector, watcher::Event};
-    use serde_json::{Value, from_value, json};
+    use serde_json::{Value, json};
 
     fn job(number: i64, owner: Option<&str>, status: &Value) -> SyncJob {
-        let owner = owner.map(|uid| {
-            json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": uid, "uid": uid, "controller": true})
-        });
-        from_value(json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {"priority": 7}, "status": status,
+        let owners: Vec<_> = owner.map(|uid| fixtures::owner(uid, uid)).into_iter().collect();
+        fixtures::job(json!({
             "metadata": {"name": format!("job-{number}"), "namespace": "default", "uid": format!("uid-{number}"),
-                         "ownerReferences": owner.into_iter().collect::<Vec<_>>()},
+                         "ownerReferences": owners},
+            "spec": {"priority": 7}, "status": status,
         }))
-        .unwrap()
     }
 
     fn read(number: i64, owner: Option<&str>, status: &Value) -> ReadResult<SyncJob> {
@@ -275,10 +273,13 @@ mod tests {
     }
 
     fn ended(type_: &str) -> Value {
-        json!({"completionTime": "2026-11-24T10:00:00Z", "duration": "12ms", "recoveries": 2,
-               "counts": {"processed": 9, "failed": 3}, "conditions": [
-            {"type": type_, "status": "True", "reason": "Why", "message": "because", "lastTransitionTime": "2026-11-24T10:00:00Z"},
-        ]})
+        let at = "2026-11-24T10:00:00Z";
+        json!({"completionTime": at, "duration": "12ms", "recoveries": 2, "counts": {"processed": 9, "failed": 3},
+               "conditions": [fixtures::condition(type_, "Why", "because", at)]})
+    }
+
+    fn held() -> Value {
+        json!({"conditions": [fixtures::condition("Held", "GuardExceeded", "", "2026-11-24T10:00:00Z")]})
     }
 
     fn names(index: &JobIndex, owner: &str, cache: &Store<SyncJob>) -> Vec<String> {
@@ -291,9 +292,7 @@ mod tests {
         let mut index = JobIndex::default();
         assert!(index.apply(&read(1, Some("s"), &json!({}))));
         assert!(!index.apply(&read(1, Some("s"), &json!({"progress": 10}))), "progress does not requeue the schedule");
-        let held = json!({"conditions": [
-            {"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "", "lastTransitionTime": "2026-11-24T10:00:00Z"},
-        ]});
+        let held = held();
         assert!(index.apply(&read(1, Some("s"), &held)));
         assert!(!index.apply(&read(1, Some("s"), &held)));
         assert!(index.apply(&read(1, Some("s"), &json!({}))), "it was approved");
@@ -317,8 +316,7 @@ mod tests {
 
     #[test]
     fn a_job_that_is_held_or_approved_requeues_its_schedule() {
-        let held = json!({"conditions": [{"type": "Held", "status": "True", "reason": "GuardExceeded", "message": "",
-            "lastTransitionTime": "2026-11-24T10:00:00Z"}]});
+        let held = held();
         let mut index = JobIndex::default();
         index.apply(&read(1, Some("s"), &json!({})));
         for (status, requeues) in [(&held, true), (&held, false), (&json!({}), true), (&json!({}), false)] {

@@ -339,8 +339,7 @@ mod tests {
 
     #[test]
     fn an_outline_has_what_can_be_read_of_the_status() {
-        let condition = json!({"type": "Complete", "status": "True", "reason": "Completed", "message": "",
-            "lastTransitionTime": "2026-11-24T10:00:00Z"});
+        let condition = crate::fixtures::condition("Complete", "Completed", "", "2026-11-24T10:00:00Z");
         let outline = |status: &Value| {
             let text = job("a", r#"{"syncType":"Newer"}"#, &status.to_string());
             serde_json::from_str::<ReadResult<SyncJob>>(&text).unwrap().into_outline()

@@ -326,18 +326,18 @@ async fn write_status(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value};
+    use crate::fixtures;
+    use serde_json::Value;
 
     #[test]
     fn a_job_of_a_deleted_schedule_of_the_same_name_is_leaving() {
-        let schedule: SyncSchedule =
-            from_value(json!({"metadata": {"name": "s", "namespace": "a", "uid": "new"}, "spec": {}})).unwrap();
-        let job = |owner: Value, deleted: Value| -> SyncJob {
+        let schedule = fixtures::schedule(json!({"metadata": {"name": "s", "namespace": "a", "uid": "new"}}));
+        let job = |owner: Value, deleted: Value| {
             let metadata =
                 json!({"name": "s-1", "namespace": "a", "ownerReferences": owner, "deletionTimestamp": deleted});
-            from_value(json!({"metadata": metadata, "spec": {}})).unwrap()
+            fixtures::job(json!({"metadata": metadata}))
         };
-        let owner = |name: &str, uid: &str| json!([{"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "name": name, "uid": uid, "controller": true}]);
+        let owner = |name: &str, uid: &str| json!([fixtures::owner(name, uid)]);
         for (owner, deleted, leaves) in [
             (owner("s", "old"), json!(null), true),
             (owner("s", "new"), json!(null), false),

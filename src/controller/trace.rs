@@ -66,12 +66,10 @@ mod tests {
     #[test]
     fn a_run_lasts_from_its_slot_to_its_end() {
         let made = |annotations: serde_json::Value, status: serde_json::Value| {
-            let job: SyncJob = serde_json::from_value(serde_json::json!({
-                "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
+            let job = crate::fixtures::job(serde_json::json!({
                 "metadata": {"name": "users", "creationTimestamp": "2026-11-25T10:00:02Z", "annotations": annotations},
                 "spec": {"type": "User", "target": {"collection": "users"}}, "status": status,
-            }))
-            .unwrap();
+            }));
             let (began, ended) = times(&job, job.status.as_ref().unwrap());
             format!("{began} {ended}")
         };

@@ -62,10 +62,7 @@ pub fn clamp(time: &mut Option<Time>, now: Timestamp) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
+    use crate::fixtures::at;
 
     #[test]
     fn the_local_clock_is_believed_while_the_api_server_agrees() {

@@ -149,10 +149,7 @@ pub fn clear_conflict(conditions: &mut Vec<Condition>, me: &str, now: Timestamp)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
+    use crate::fixtures::at;
 
     #[test]
     fn fingerprints_agree_unless_a_part_that_both_know_differs() {

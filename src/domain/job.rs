@@ -532,10 +532,9 @@ mod tests {
     use crate::{
         api::syncjob::Counts,
         domain::run::{Checkpoint, Warning},
+        fixtures::at,
     };
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(seconds).unwrap()
-    }
+
     fn job(spec: serde_json::Value) -> SyncJob {
         let mut job = SyncJob::new("user-sync-1", serde_json::from_value(spec).unwrap());
         job.metadata.generation = Some(1);

@@ -56,12 +56,10 @@ pub fn release(me: &str, seen: &LeaseRecord, now: Timestamp) -> Option<LeaseReco
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::at;
 
     const LENGTH: Duration = Duration::from_secs(10);
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
     fn record(holder: Option<&str>, acquired: i64, renewed: i64, transitions: i32) -> LeaseRecord {
         LeaseRecord {
             holder: holder.map(str::to_owned),

@@ -117,11 +117,9 @@ pub fn stable_offset(uid: &str, jitter: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::at;
     use proptest::prelude::*;
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(seconds).unwrap()
-    }
     fn every(seconds: u64) -> Grid {
         Grid::every(Duration::from_secs(seconds))
     }

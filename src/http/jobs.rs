@@ -176,20 +176,17 @@ pub(super) async fn load_live(app: &App, job: &SyncJob) -> Result<SyncJob, Probl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use jiff::Timestamp;
     use serde_json::{from_value, json};
 
     fn job(name: &str, created: i64, phase: &str) -> Arc<SyncJob> {
         let created = Timestamp::from_second(created).unwrap();
-        Arc::new(
-            from_value(json!({
-                "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
-                "metadata": {"name": name, "namespace": "default", "creationTimestamp": created,
-                             "labels": {"sync.codex.dev/schedule": name.split('-').next().unwrap()}},
-                "spec": {}, "status": {"phase": phase},
-            }))
-            .unwrap(),
-        )
+        Arc::new(fixtures::job(json!({
+            "metadata": {"name": name, "namespace": "default", "creationTimestamp": created,
+                         "labels": {"sync.codex.dev/schedule": name.split('-').next().unwrap()}},
+            "status": {"phase": phase},
+        })))
     }
 
     fn index(jobs: &[Arc<SyncJob>]) -> RunIndex {

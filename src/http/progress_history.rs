@@ -82,20 +82,16 @@ fn add(samples: &mut Vec<ProgressSample>, sample: ProgressSample) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::from_seconds;
+    use crate::{domain::from_seconds, fixtures};
     use proptest::prelude::*;
-    use serde_json::{from_value, json};
+    use serde_json::json;
 
     fn job(uid: &str, processed: i64, ended: Option<i64>) -> SyncJob {
         let status = json!({
             "startTime": "2026-11-25T10:00:00.000000Z", "counts": {"total": 1000, "processed": processed},
             "completionTime": ended.map(|second| from_seconds(start() + second)),
         });
-        from_value(json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "metadata": {"name": uid, "uid": uid},
-            "spec": {}, "status": status,
-        }))
-        .unwrap()
+        fixtures::job(json!({"metadata": {"name": uid, "uid": uid}, "status": status}))
     }
 
     fn start() -> i64 {

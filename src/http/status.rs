@@ -204,28 +204,23 @@ fn active_job(job: &SyncJob) -> ActiveJob {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{from_value, json, to_value};
+    use crate::fixtures;
+    use serde_json::{json, to_value};
 
     #[test]
     fn the_body_has_the_fields_scripts_rely_on() {
-        let schedule: SyncSchedule = from_value(json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule",
+        let schedule = fixtures::schedule(json!({
             "metadata": {"name": "user-sync", "namespace": "default"},
             "spec": {"interval": "20m"},
             "status": {"nextScheduleTime": "2026-11-23T12:20:00Z"},
-        }))
-        .unwrap();
-        let job = |name: &str, phase: &str| -> Arc<SyncJob> {
-            Arc::new(
-                from_value(json!({
-                    "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
-                    "metadata": {"name": name, "namespace": "default"},
-                    "spec": {"syncType": "Full"},
-                    "status": {"phase": phase, "progress": 40, "attempts": 1, "startTime": "2026-11-23T12:00:00.250000Z",
-                               "counts": {"total": 10, "processed": 4, "updated": 4, "unchanged": 0, "failed": 0}},
-                }))
-                .unwrap(),
-            )
+        }));
+        let job = |name: &str, phase: &str| {
+            Arc::new(fixtures::job(json!({
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {"syncType": "Full"},
+                "status": {"phase": phase, "progress": 40, "attempts": 1, "startTime": "2026-11-23T12:00:00.250000Z",
+                           "counts": {"total": 10, "processed": 4, "updated": 4, "unchanged": 0, "failed": 0}},
+            })))
         };
         let jobs = [job("b", "Running"), job("a", "Complete"), job("c", "Failed")];
         let depth = Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest: Duration::ZERO };

@@ -152,6 +152,7 @@ fn minute_index(minute: i64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
     use serde_json::json;
 
     fn at(minute: i64) -> Timestamp {
@@ -159,14 +160,12 @@ mod tests {
     }
 
     fn job(namespace: &str, uid: &str, processed: i64, end: Option<&str>) -> SyncJob {
-        let condition = end.map(|end| json!([{"type": end, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": "2026-11-25T10:00:00Z"}]));
+        let ended = |end| fixtures::condition(end, "Test", "", "2026-11-25T10:00:00Z");
         let counts = json!({"total": 100, "processed": processed, "updated": 0, "unchanged": 0, "failed": 0});
-        let job = json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {},
+        fixtures::job(json!({
             "metadata": {"name": uid, "namespace": namespace, "uid": uid},
-            "status": {"counts": counts, "conditions": condition.unwrap_or(json!([]))},
-        });
-        serde_json::from_value(job).unwrap()
+            "status": {"counts": counts, "conditions": end.map(ended).into_iter().collect::<Vec<_>>()},
+        }))
     }
 
     fn listed(jobs: Vec<SyncJob>) -> Throughput {

@@ -69,9 +69,7 @@ mod tests {
     /// A schedule that was created on Monday, 23 November 2026, at 00:00.
     fn schedule(spec: &Value, status: &Value) -> SyncSchedule {
         let metadata = json!({"name": "s", "uid": "u", "creationTimestamp": "2026-11-23T00:00:00Z"});
-        let object = json!({"apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": metadata,
-            "spec": spec, "status": status});
-        serde_json::from_value(object).unwrap()
+        crate::fixtures::schedule(json!({"metadata": metadata, "spec": spec, "status": status}))
     }
 
     fn health_at(spec: &Value, status: &Value, now: &str) -> &'static str {

@@ -1,18 +1,17 @@
 mod table;
 
 use super::*;
-use crate::api::{
-    APPROVE_ANNOTATION, GoDuration, STARTING_DEADLINE_ANNOTATION, SyncJobStatus, SyncScheduleSpec,
-    conditions::COMPLETE, syncschedule::RunCounters,
+use crate::{
+    api::{
+        APPROVE_ANNOTATION, GoDuration, STARTING_DEADLINE_ANNOTATION, SyncJobStatus, SyncScheduleSpec,
+        conditions::COMPLETE, syncschedule::RunCounters,
+    },
+    fixtures::at,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const CREATED: i64 = 1_000_005;
-
-fn at(seconds: i64) -> Timestamp {
-    Timestamp::from_second(seconds).unwrap()
-}
 
 fn schedule(spec: Value) -> SyncSchedule {
     let spec: SyncScheduleSpec = serde_json::from_value(spec).unwrap();

@@ -117,16 +117,15 @@ fn milliseconds(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{from_value, json};
+    use crate::fixtures;
+    use serde_json::json;
 
     fn run() -> JobDetails {
-        let job = json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {},
+        JobDetails::from(&fixtures::job(json!({
             "metadata": {"name": "users-1", "namespace": "a", "uid": "1-2-3", "creationTimestamp": "2026-11-25T10:00:00Z",
                          "labels": {"sync.codex.dev/schedule": "users"}},
             "status": {"worker": "pod-7f&x=1-0badcafe", "completionTime": "2026-11-25T10:00:30Z"},
-        });
-        JobDetails::from(&from_value::<crate::api::SyncJob>(job).unwrap())
+        })))
     }
 
     #[test]

@@ -170,28 +170,23 @@ fn mongodb(jobs: &[Arc<SyncJob>], now: Timestamp) -> MongoDb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value, json};
+    use crate::fixtures;
+    use serde_json::{Value, json};
 
     fn job(name: &str, created: &str, status: &Value) -> Arc<SyncJob> {
-        let job = json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
-            "metadata": {"name": name, "namespace": "a", "creationTimestamp": created},
-        });
-        Arc::new(from_value(job).unwrap())
+        let metadata = json!({"name": name, "namespace": "a", "creationTimestamp": created});
+        Arc::new(fixtures::job(json!({"metadata": metadata, "status": status})))
     }
 
     fn schedule(name: &str, next: Option<&str>) -> Arc<SyncSchedule> {
-        let schedule = json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": {"name": name, "namespace": "a"},
+        Arc::new(fixtures::schedule(json!({
+            "metadata": {"name": name, "namespace": "a"},
             "spec": {"suspended": next.is_none()}, "status": {"nextScheduleTime": next},
-        });
-        Arc::new(from_value(schedule).unwrap())
+        })))
     }
 
     fn failed(at: &str, reason: &str) -> Value {
-        let condition =
-            json!({"type": "Failed", "status": "True", "reason": reason, "message": "", "lastTransitionTime": at});
-        json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})
+        json!({"phase": "Failed", "completionTime": at, "conditions": [fixtures::condition("Failed", reason, "", at)]})
     }
 
     fn names(rows: &[RunRow]) -> Vec<&str> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt;
 use kube::{Client, Config};
-use serde_json::{Value, from_value, json};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -13,6 +13,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     api::{SyncJob, SyncSchedule},
+    fixtures,
     http::{HttpSettings, LeaseName, Objects, router},
     queue::Queue,
 };
@@ -21,11 +22,10 @@ const SCHEDULES: usize = 10_000;
 const RUNS: usize = 100_000;
 
 fn schedule(i: usize) -> SyncSchedule {
-    from_value(json!({
-        "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "spec": {"suspended": true},
+    fixtures::schedule(json!({
         "metadata": {"name": format!("schedule-{i:05}"), "namespace": format!("team-{}", i % 5), "uid": format!("s{i}")},
+        "spec": {"suspended": true},
     }))
-    .unwrap()
 }
 
 /// One of ten runs has failed, with twenty documents.
@@ -34,21 +34,20 @@ fn job(i: usize) -> SyncJob {
     let failures: Vec<Value> = (0..20)
         .map(|k| json!({"key": format!("user-{i}-{k}"), "reason": "Rejected", "message": format!("Document {i} failed validation")}))
         .collect();
-    let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "message": "20 of 100 documents failed", "lastTransitionTime": at});
+    let condition = |kind, reason| fixtures::condition(kind, reason, "20 of 100 documents failed", at);
     let status = if i.is_multiple_of(10) {
         json!({"phase": "Failed", "conditions": [condition("Failed", "TooManyFailed")], "failures": failures})
     } else {
         json!({"phase": "Complete", "conditions": [condition("Complete", "Completed")]})
     };
-    from_value(json!({
-        "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
+    fixtures::job(json!({
         "metadata": {
             "name": format!("schedule-{schedule:05}-{}", 1_795_000_000 + i), "namespace": format!("team-{}", schedule % 5), "uid": format!("j{i}"),
             "creationTimestamp": crate::domain::from_seconds(1_795_000_000 + i as i64),
             "labels": {"sync.codex.dev/schedule": format!("schedule-{schedule:05}")},
         },
+        "status": status,
     }))
-    .unwrap()
 }
 
 fn client() -> Client {

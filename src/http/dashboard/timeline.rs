@@ -84,14 +84,12 @@ fn last(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value, json};
+    use crate::fixtures;
+    use serde_json::{Value, json};
 
     fn described(status: &Value, retry_at: Option<&str>) -> Vec<String> {
-        let job = json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {}, "status": status,
-            "metadata": {"name": "a", "creationTimestamp": "2026-11-25T10:00:00Z"},
-        });
-        let details = JobDetails::from(&from_value::<crate::api::SyncJob>(job).unwrap());
+        let metadata = json!({"name": "a", "creationTimestamp": "2026-11-25T10:00:00Z"});
+        let details = JobDetails::from(&fixtures::job(json!({"metadata": metadata, "status": status})));
         let now = "2026-11-25T10:10:00Z".parse().unwrap();
         let steps = timeline(&details, retry_at.map(|at| at.parse().unwrap()), now);
         let text = |step: Step| {

@@ -171,19 +171,18 @@ fn text(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value};
+    use crate::fixtures;
+    use serde_json::Value;
 
     /// 2026-11-23T12:00:00Z
     const NOON: i64 = 1_795_435_200_000;
 
     fn run(spec: &Value, status: &Value) -> SyncJob {
-        from_value(json!({
-            "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob",
+        fixtures::job(json!({
             "metadata": {"name": "users-1", "namespace": "team", "uid": "u-1", "creationTimestamp": "2026-11-23T12:00:00Z",
                          "labels": {"sync.codex.dev/schedule": "users"}},
             "spec": spec, "status": status,
         }))
-        .unwrap()
     }
 
     fn field<'a>(record: &'a JobRecord, name: &str) -> Option<&'a str> {
@@ -219,8 +218,7 @@ mod tests {
     #[test]
     fn a_failed_run_has_the_fields_of_bullmq_and_no_target() {
         let spec = json!({"backoffLimit": 2, "target": {"filter": {"secret": "42"}}});
-        let failed = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": "7 of 9 failed",
-                            "lastTransitionTime": "2026-11-23T12:01:00Z"});
+        let failed = fixtures::condition("Failed", "TooManyFailed", "7 of 9 failed", "2026-11-23T12:01:00Z");
         let status = json!({
             "phase": "Failed", "startTime": "2026-11-23T12:00:10.250000Z", "completionTime": "2026-11-23T12:01:00Z", "progress": 90,
             "attempts": 1, "recoveries": 3, "worker": "w-1", "conditions": [failed],
@@ -280,11 +278,10 @@ mod tests {
                 [None, Some("0 3 * * *"), Some("Europe/Berlin")],
             ),
         ] {
-            let schedule: SyncSchedule = from_value(json!({
-                "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncSchedule", "metadata": {"name": "users", "namespace": "team"},
+            let schedule = fixtures::schedule(json!({
+                "metadata": {"name": "users", "namespace": "team"},
                 "spec": spec, "status": {"nextScheduleTime": next, "runs": {"total": 7}},
-            }))
-            .unwrap();
+            }));
             let found = super::schedule(&schedule);
             assert_eq!((found.id.as_str(), found.set, found.score), ("team/users", JobSet::Repeat, score));
             assert_eq!(["every", "pattern", "tz"].map(|name| field(&found, name)), expected);

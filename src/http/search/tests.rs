@@ -1,23 +1,21 @@
 use super::*;
+use crate::fixtures;
 use proptest::prelude::*;
-use serde_json::{Value, from_value, json};
+use serde_json::{Value, json};
 
 const PHASES: [&str; 4] = ["Pending", "Running", "Complete", "Failed"];
 const TYPES: [&str; 2] = ["User", "Project"];
 
 fn job(name: &str, namespace: &str, created: i64, schedule: Option<&str>, type_: &str, status: &Value) -> SyncJob {
     let labels = schedule.map(|schedule| json!({"sync.codex.dev/schedule": schedule}));
-    from_value(json!({
-        "apiVersion": "sync.codex.dev/v1alpha1", "kind": "SyncJob", "spec": {"type": type_}, "status": status,
+    fixtures::job(json!({
         "metadata": {"name": name, "namespace": namespace, "creationTimestamp": crate::domain::from_seconds(created), "labels": labels},
+        "spec": {"type": type_}, "status": status,
     }))
-    .unwrap()
 }
 
 fn status(phase: &str, error: &str, key: &str) -> Value {
-    let at = "2026-11-25T10:00:00Z";
-    let failed =
-        json!({"type": "Failed", "status": "True", "reason": "Test", "message": error, "lastTransitionTime": at});
+    let failed = fixtures::condition("Failed", "Test", error, "2026-11-25T10:00:00Z");
     json!({
         "phase": phase, "conditions": if phase == "Failed" { json!([failed]) } else { json!([]) },
         "failures": if key.is_empty() { json!([]) } else { json!([{"key": key, "reason": "Rejected", "message": error}]) },
@@ -188,7 +186,7 @@ fn speed() {
         let failures: Vec<_> = (0..20)
             .map(|k| json!({"key": format!("user-{i}-{k}"), "reason": "Rejected", "message": message}))
             .collect();
-        let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": "20 of 100 documents failed", "lastTransitionTime": at});
+        let condition = fixtures::condition("Failed", "TooManyFailed", "20 of 100 documents failed", at);
         let status = if i % 10 == 0 {
             json!({"phase": phase, "conditions": [condition], "failures": failures})
         } else {
