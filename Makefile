@@ -7,6 +7,7 @@ SHELL := /bin/bash
 export SYNC_OPERATOR_CACHE ?= $(HOME)/.cache/sync-operator
 export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
+fault_rounds := cargo test --quiet --test integration -- --ignored --nocapture --exact faults::all_runs_end_correctly_after_random_faults
 
 .PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom notices
 
@@ -44,7 +45,7 @@ integration: ## Run the tests of whole processes with a real API server, Redis a
 	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration -- --test-threads 3
 
 faults: ## Run three rounds of random faults against whole processes
-	@ROUNDS=3 cargo test --test faults
+	@ROUNDS=3 $(fault_rounds)
 
 model: ## Compare runs with a model in 300 random cases
 	@CASES=300 SEED=1 cargo test --quiet --test model
@@ -59,7 +60,7 @@ test-times: ## List the 20 slowest tests of the last run, and the durations of t
 	@tests/scripts/times.sh
 
 test-faults: ## Run many rounds of random faults: ROUNDS=200 SEED=1
-	@ROUNDS=$${ROUNDS:-200} cargo test --test faults
+	@ROUNDS=$${ROUNDS:-200} $(fault_rounds)
 
 prove-model: ## Compare runs with a model in many random cases: CASES=10000 SEED=1
 	@CASES=$${CASES:-10000} cargo test --quiet --test model

@@ -23,7 +23,8 @@ fn each_test_that_is_documented_exists() {
     let named: Vec<_> = quoted.filter_map(|name| name.split_once("::")).collect();
     assert!(named.len() > 20, "the table was found: {named:?}");
     for (file, test) in named {
-        let sources = ["integration", "faults"].map(|folder| root.join(format!("tests/{folder}/{file}.rs")));
+        let sources =
+            ["integration", "integration/faults"].map(|folder| root.join(format!("tests/{folder}/{file}.rs")));
         let source = sources.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
         assert!(source.contains(&format!("async fn {test}(")), "{file}::{test}");
     }

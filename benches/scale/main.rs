@@ -3,8 +3,6 @@
 //! `SCHEDULES` (10000) are due in one minute, spread by a jitter of 60 s, each with a run over 10 users. Then the
 //! operator is started again, with `JOBS` (40000) finished SyncJobs in the namespace; 0 disables this part.
 
-#[path = "../speed/process.rs"]
-mod process;
 mod sidecar;
 
 use std::{collections::BTreeMap, env, error::Error, fs, path::Path, process::Command, time::Duration};
@@ -19,14 +17,13 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ListParams, PostParams},
 };
-use process::{Operator, PEAK};
 use serde_json::json;
 use sync_operator::api::{SCHEDULE_LABEL, SyncJob, SyncJobStatus, SyncSchedule};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, sleep},
+use test_support::{
+    get,
+    process::{PEAK, Process, RESIDENT},
 };
+use tokio::time::{Instant, sleep};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -38,8 +35,6 @@ const USERS: i32 = 10;
 const FEW: usize = 100;
 const IDLE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(1200);
-/// Field of /proc with the resident memory.
-const NOW: &str = "VmRSS";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -65,7 +60,7 @@ async fn main() -> Result<()> {
     }
     tell("CPU, schedules waiting", format!("{:.2} % of a core", idle(&operator).await?));
     tell("CPU of a scrape", format!("{:.2} ms", scrape(&operator).await?));
-    tell("memory, schedules waiting", memory(&operator)?);
+    tell("memory, schedules waiting", memory(&operator));
     burst(&client, &operator, due, schedules, &log).await?;
     drop(operator);
     if jobs == 0 {
@@ -75,19 +70,19 @@ async fn main() -> Result<()> {
     make_jobs(&client, jobs).await?;
     let operator = start_operator(&log)?;
     let began = Instant::now();
-    until("the operator is ready", async || Ok(get("/readyz").await.is_ok_and(|answer| answer.contains(" 200 OK"))))
+    until("the operator is ready", async || Ok(get(PORT, "/readyz").await.is_some_and(|(code, _)| code == 200)))
         .await?;
     tell("cold start to ready", format!("{:.1} s", began.elapsed().as_secs_f64()));
     sleep(IDLE).await;
     tell("CPU after a cold start, all at rest", format!("{:.2} % of a core", idle(&operator).await?));
-    tell("memory after a cold start", memory(&operator)?);
+    tell("memory after a cold start", memory(&operator));
     fs::remove_file(log).ok();
     drop(operator);
     if schedules <= FEW { sidecar::measure().await } else { Ok(()) }
 }
 
-fn memory(operator: &Operator) -> Result<String> {
-    Ok(format!("{:.0} MiB, peak {:.0} MiB", operator.memory_mib(NOW)?, operator.memory_mib(PEAK)?))
+fn memory(operator: &Process) -> String {
+    format!("{:.0} MiB, peak {:.0} MiB", operator.memory_mib(RESIDENT), operator.memory_mib(PEAK))
 }
 
 fn setting(name: &str, default: usize) -> Result<usize> {
@@ -178,24 +173,24 @@ async fn scheduled(client: &Client) -> Result<usize> {
     Ok(api.list(&ListParams::default()).await?.items.iter().filter(|schedule| known(schedule)).count())
 }
 
-async fn idle(operator: &Operator) -> Result<f64> {
-    let before = operator.cpu_s()?;
+async fn idle(operator: &Process) -> Result<f64> {
+    let before = operator.cpu_s();
     sleep(IDLE).await;
-    Ok((operator.cpu_s()? - before) / IDLE.as_secs_f64() * 100.0)
+    Ok((operator.cpu_s() - before) / IDLE.as_secs_f64() * 100.0)
 }
 
 /// Milliseconds of CPU that one takes.
-async fn scrape(operator: &Operator) -> Result<f64> {
+async fn scrape(operator: &Process) -> Result<f64> {
     const SCRAPES: u32 = 200;
-    let before = operator.cpu_s()?;
+    let before = operator.cpu_s();
     for _ in 0..SCRAPES {
-        get("/metrics").await?;
+        get(PORT, "/metrics").await.ok_or("the operator does not answer")?;
     }
-    Ok((operator.cpu_s()? - before) * 1000.0 / f64::from(SCRAPES))
+    Ok((operator.cpu_s() - before) * 1000.0 / f64::from(SCRAPES))
 }
 
-async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usize, log: &Path) -> Result<()> {
-    let (writes, cpu) = (api_writes(client).await?, operator.cpu_s()?);
+async fn burst(client: &Client, operator: &Process, due: Timestamp, count: usize, log: &Path) -> Result<()> {
+    let (writes, cpu) = (api_writes(client).await?, operator.cpu_s());
     let reaches = async |name: &str| Ok(metric(name).await? as usize >= count);
     until("every run was made", async || reaches("sync_schedule_skew_seconds_count").await).await?;
     let made = Timestamp::now().duration_since(due).as_secs_f64();
@@ -227,8 +222,8 @@ async fn burst(client: &Client, operator: &Operator, due: Timestamp, count: usiz
         }
     }
     tell("API writes a run", format!("{all:.2}"));
-    tell("CPU of the operator, a run", format!("{:.1} ms", (operator.cpu_s()? - cpu) * 1000.0 / count as f64));
-    tell("memory, all runs counted", memory(operator)?);
+    tell("CPU of the operator, a run", format!("{:.1} ms", (operator.cpu_s() - cpu) * 1000.0 / count as f64));
+    tell("memory, all runs counted", memory(operator));
     tell("leads still", metric("sync_leader").await?);
     Ok(())
 }
@@ -261,26 +256,18 @@ async fn api_writes(client: &Client) -> Result<BTreeMap<String, f64>> {
     Ok(writes)
 }
 
-async fn get(path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", PORT)).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
-}
-
 async fn metric(name: &str) -> Result<f64> {
-    let text = get("/metrics").await?;
+    let (_, text) = get(PORT, "/metrics").await.ok_or("the operator does not answer")?;
     let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
     Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0))
 }
 
-fn start_operator(log: &Path) -> Result<Operator> {
+fn start_operator(log: &Path) -> Result<Process> {
     let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
     process.args(["controller", "--status-writes-per-second", "200", "--metrics-address", "127.0.0.1"]);
     process.args(["--metrics-port", &PORT.to_string(), "--log-format", "json"]);
     process.env("MONGODB_DATABASE", "scale").env("WATCH_NAMESPACE", "scale");
     process.env("RUST_LOG", "warn,sync_operator::controller::syncschedule=debug");
     process.stderr(fs::OpenOptions::new().create(true).append(true).open(log)?);
-    Operator::start(&mut process)
+    Ok(Process::start(&mut process))
 }

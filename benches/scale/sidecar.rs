@@ -9,11 +9,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{
-    Result,
-    process::{Operator, PEAK},
-    tell,
-};
+use test_support::process::{PEAK, Process};
+
+use crate::{Result, tell};
 
 const PORT: u16 = 19_091;
 const CONNECTIONS: u32 = 16;
@@ -26,7 +24,7 @@ pub async fn measure() -> Result<()> {
     process.args(["api", "--insecure-no-auth", "--http-requests-per-second", "1000000"]);
     process.args(["--http-port", &PORT.to_string(), "--metrics-port", "0", "--log-level", "warn"]);
     process.env("WATCH_NAMESPACE", "scale");
-    let operator = Operator::start(&mut process)?;
+    let operator = Process::start(&mut process);
     let began = Instant::now();
     while get(&mut connect().await.ok(), "/readyz").await.is_err() {
         sleep(Duration::from_millis(100)).await;
@@ -36,7 +34,7 @@ pub async fn measure() -> Result<()> {
     let counted = get(&mut connect().await.ok(), "/jobs/status").await?;
     let completed = counted.split_once("\"completed\":").and_then(|(_, rest)| rest.split(',').next());
     tell("- ended SyncJobs in its answer", completed.unwrap_or("none"));
-    let cpu = operator.cpu_s()?;
+    let cpu = operator.cpu_s();
     let start = Instant::now() + Duration::from_millis(100);
     let mut clients = JoinSet::new();
     for client in 0..CONNECTIONS {
@@ -46,13 +44,13 @@ pub async fn measure() -> Result<()> {
     for answered in clients.join_all().await {
         waits.extend(answered?);
     }
-    let cpu = (operator.cpu_s()? - cpu) / TIME.as_secs_f64() * 100.0;
+    let cpu = (operator.cpu_s() - cpu) / TIME.as_secs_f64() * 100.0;
     waits.sort();
     let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
     let rate = waits.len() as f64 / TIME.as_secs_f64();
     tell("/jobs/status", format!("{rate:.0}/s, p50 {:.2} ms, p99 {:.2} ms, most {:.1} ms", at(0.5), at(0.99), at(1.0)));
     tell("CPU of the sidecar meanwhile", format!("{cpu:.0} % of a core"));
-    tell("memory of the sidecar, peak", format!("{:.0} MiB", operator.memory_mib(PEAK)?));
+    tell("memory of the sidecar, peak", format!("{:.0} MiB", operator.memory_mib(PEAK)));
     Ok(())
 }
 

@@ -11,7 +11,9 @@ use futures::{TryStreamExt, future::try_join_all};
 use mongodb::{Client, options::ClientOptions};
 use tokio::time::Instant;
 
-use crate::{Figures, Result, process, variable};
+use test_support::process;
+
+use crate::{Figures, Result, variable};
 
 /// The database of all benchmarks.
 pub const DATABASE: &str = "bench";
@@ -37,7 +39,7 @@ pub async fn run(mode: &str, batch: usize, connections: u32) -> Result<Figures> 
     // The connections are open before the clock starts.
     try_join_all((0..connections).map(|_| async { database.run_command(doc! {"ping": 1}).await })).await?;
 
-    let cpu = process::cpu_s(std::process::id())?;
+    let cpu = process::cpu_s(std::process::id());
     let (commands, next, modified) = (Arc::new(commands), Arc::<AtomicUsize>::default(), Arc::<AtomicI64>::default());
     let began = Instant::now();
     let tasks = (0..connections).map(|_| {
@@ -61,8 +63,8 @@ pub async fn run(mode: &str, batch: usize, connections: u32) -> Result<Figures> 
     }
     Ok(Figures {
         per_s: ids.len() as f64 / elapsed.as_secs_f64(),
-        cpu_s: process::cpu_s(std::process::id())? - cpu,
-        rss_mib: process::memory_mib(std::process::id(), process::PEAK)?,
+        cpu_s: process::cpu_s(std::process::id()) - cpu,
+        rss_mib: process::memory_mib(std::process::id(), process::PEAK),
         ..Figures::default()
     })
 }

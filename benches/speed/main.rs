@@ -6,7 +6,6 @@
 
 mod floor;
 mod measure;
-mod process;
 mod runs;
 mod table;
 mod users;

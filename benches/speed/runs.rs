@@ -23,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Event, Subscriber, field::Field};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::{Figures, Result, process, variable};
+use test_support::process;
+
+use crate::{Figures, Result, variable};
 
 const LEASE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(300);
@@ -35,17 +37,17 @@ pub async fn throughput(slots: usize, count: usize) -> Result<Figures> {
     let enqueued = stream::iter(0..count).map(|number| enqueue(&queue, &payload, number));
     enqueued.buffer_unordered(64).try_collect::<()>().await?;
 
-    let cpu = process::cpu_s(std::process::id())?;
+    let cpu = process::cpu_s(std::process::id());
     let began = Instant::now();
     let working = work(&queue, slots).await?;
     timeout(LIMIT, drained(&queue)).await??;
     let elapsed = began.elapsed();
-    let cpu_s = process::cpu_s(std::process::id())? - cpu;
+    let cpu_s = process::cpu_s(std::process::id()) - cpu;
     working.stop().await?;
     Ok(Figures {
         per_s: count as f64 / elapsed.as_secs_f64(),
         cpu_s,
-        rss_mib: process::memory_mib(std::process::id(), process::PEAK)?,
+        rss_mib: process::memory_mib(std::process::id(), process::PEAK),
         ..Figures::default()
     })
 }
@@ -60,7 +62,7 @@ pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
     let working = work(&queue, slots).await?;
     sleep(Duration::from_secs(1)).await; // The worker waits at the notifier.
 
-    let cpu = process::cpu_s(std::process::id())?;
+    let cpu = process::cpu_s(std::process::id());
     let mut ticks = interval(Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut calls = Vec::with_capacity(count);
@@ -74,7 +76,7 @@ pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
         sent.push(call.await??);
     }
     timeout(LIMIT, drained(&queue)).await??;
-    let cpu_s = process::cpu_s(std::process::id())? - cpu;
+    let cpu_s = process::cpu_s(std::process::id()) - cpu;
     working.stop().await?;
 
     let started = starts.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +87,7 @@ pub async fn latency(slots: usize, count: usize, rate: u32) -> Result<Figures> {
     }
     waits.sort_by(f64::total_cmp);
     let rank = |share: f64| waits[((waits.len() as f64 * share).ceil() as usize).clamp(1, waits.len()) - 1];
-    let rss_mib = process::memory_mib(std::process::id(), process::PEAK)?;
+    let rss_mib = process::memory_mib(std::process::id(), process::PEAK);
     Ok(Figures { p50_ms: rank(0.5), p99_ms: rank(0.99), cpu_s, rss_mib, ..Figures::default() })
 }
 

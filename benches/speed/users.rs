@@ -10,11 +10,9 @@ use sync_operator::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    Figures, Result, floor,
-    process::{Operator, PEAK},
-    variable,
-};
+use test_support::process::{PEAK, Process};
+
+use crate::{Figures, Result, floor, variable};
 
 const LEASE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -26,7 +24,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
     let queue = Queue::new(&redis, "bench", LEASE)?;
     let mut process = Command::new(env!("CARGO_BIN_EXE_sync-operator"));
     process.arg("worker").env("MONGODB_DATABASE", floor::DATABASE).env("QUEUE_NAME", "bench").env("METRICS_PORT", "0");
-    let worker = Operator::start(process.env("RUST_LOG", "warn"))?;
+    let worker = Process::start(process.env("RUST_LOG", "warn"));
     let began = Instant::now();
     while queue.depth().await?.workers == 0 {
         expect(began)?;
@@ -36,7 +34,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
     let spec: SyncJobSpec = serde_json::from_value(spec)?;
     let payload = Payload { namespace: "default".to_owned(), name: "users".to_owned(), spec };
     let payload = serde_json::to_string(&payload)?;
-    let cpu = worker.cpu_s()?;
+    let cpu = worker.cpu_s();
     queue.enqueue(&NewRun::new(UID, &payload)).await?;
     let ended = loop {
         let entry = queue.get(UID).await?.ok_or("the run is gone")?;
@@ -46,7 +44,7 @@ pub async fn full_run(batch: i32, parallelism: i32) -> Result<Figures> {
         expect(began)?;
         sleep(Duration::from_millis(20)).await;
     };
-    let (cpu_s, rss_mib) = (worker.cpu_s()? - cpu, worker.memory_mib(PEAK)?);
+    let (cpu_s, rss_mib) = (worker.cpu_s() - cpu, worker.memory_mib(PEAK));
     let (Some(start), Some(end)) = (ended.started, ended.finished) else { return Err("the run has no times".into()) };
 
     let checkpoint: Checkpoint = serde_json::from_str(ended.checkpoint.as_deref().unwrap_or("{}"))?;

@@ -2,16 +2,11 @@
 //! that know only their `gitlabId`, in each of the collections `gitlab_users`, `gitlab_projects`, `gitlab_issues` and
 //! `gitlab_pipelines` of `MONGODB_URI`/`MONGODB_DATABASE`.
 
-#![allow(clippy::unwrap_used, reason = "the tests use the server too")]
-
 use std::{env, error::Error, future::pending, time::Duration};
 
 use bson::{Document, doc};
 use mongodb::{Client, Database, IndexModel, options::IndexOptions};
-
-#[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../integration/upstream.rs"]
-mod upstream;
+use test_support::upstream::Upstream;
 
 /// Collections, and the type in their ids.
 const KINDS: [(&str, &str); 4] = [
@@ -31,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let uri = env::var("MONGODB_URI").map_err(|_| "MONGODB_URI is not set")?;
     let name = env::var("MONGODB_DATABASE").unwrap_or_else(|_| "codex".to_owned());
     seed(&Client::with_uri_str(uri).await?.database(&name), count).await?;
-    let upstream = upstream::Upstream::start_on(port).await;
+    let upstream = Upstream::start_on(port).await;
     upstream.state().delay = LATENCY;
     println!("{}", upstream.url);
     pending().await

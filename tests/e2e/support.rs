@@ -5,17 +5,14 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader, Write as _},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::{
-        LazyLock, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-        mpsc,
-    },
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use kube::Client;
 use serde_json::Value;
+use test_support::unique;
 use tokio::runtime::Runtime;
 
 /// Limit of a wait. It is long, so that a slow machine does not cause a failure.
@@ -113,8 +110,7 @@ pub struct Namespace(pub String);
 
 impl Namespace {
     pub fn new(what: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = unique(what);
         make_restricted_namespace(&name);
         Self(name)
     }

@@ -5,39 +5,25 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use ring::hmac;
 use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
 use crate::{
-    operator::{apply_once, wait_for_events},
     servers::DedicatedServer,
     sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
-    sources::{ALLOWED, secret},
-    support::{Operator, TestEnv, eventually},
+    support::{
+        ALLOWED, Operator, SIGNING_KEY, TestEnv, apply_alert, apply_once, eventually, secret, signing_key,
+        wait_for_events, webhook,
+    },
 };
 
 const HOOK: &str = "/hook";
-const KEY: &str = "a key to sign with";
 
 fn alerts(env: &TestEnv) -> Api<SyncAlert> {
     Api::namespaced(env.client.clone(), &env.name)
-}
-
-/// A webhook sink at a path of the server. The path is also its name.
-pub fn webhook(http: &HttpSink, path: &str) -> Value {
-    let hook = json!({"url": format!("{}{path}", http.url), "hmacSecretRef": {"name": "hmac", "key": "key"}});
-    json!({"name": path.trim_matches('/'), "webhook": hook})
-}
-
-/// Applies a SyncAlert that reports failed runs at once.
-pub async fn apply_alert(env: &TestEnv, sinks: &Value, further: &Value) {
-    let mut spec = json!({"when": [{"type": "RunFailed"}], "sinks": sinks, "groupWindow": "0s"});
-    spec.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
-    let alert = SyncAlert::new("team", serde_json::from_value(spec).unwrap());
-    alerts(env).create(&PostParams::default(), &alert).await.unwrap();
 }
 
 async fn status(env: &TestEnv) -> SyncAlertStatus {
@@ -59,11 +45,6 @@ async fn run_again(env: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     for patch in [clear, patch] {
         env.schedules().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     }
-}
-
-/// Creates the Secret with the signing key of webhooks at a server.
-pub async fn signing_key(env: &TestEnv, http: &HttpSink) {
-    secret(env, "hmac", &[("key", KEY)], &http.url).await;
 }
 
 /// Adds users, and a server with the Secret for its webhooks.
@@ -89,7 +70,7 @@ fn assert_signed(taken: &Delivery) {
     let given = taken.headers["x-signature"].to_str().unwrap().strip_prefix("sha256=").unwrap();
     let tag: Vec<u8> =
         (0..given.len()).step_by(2).map(|at| u8::from_str_radix(&given[at..at + 2], 16).unwrap()).collect();
-    hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, KEY.as_bytes()), taken.body.as_bytes(), &tag).unwrap();
+    hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, SIGNING_KEY.as_bytes()), taken.body.as_bytes(), &tag).unwrap();
 }
 
 #[tokio::test]
@@ -153,7 +134,7 @@ async fn each_kind_of_sink_receives_a_failure_and_its_end() {
         assert!(ready.status == "True" && sink.last_sent_time.is_some() && sink.last_error.is_none(), "{sink:?}");
     }
     let shown = format!("{}{}", operator.log(), serde_json::to_string(&status).unwrap());
-    for secret in ["secret-path", "secret-token", PASSWORD, KEY] {
+    for secret in ["secret-path", "secret-token", PASSWORD, SIGNING_KEY] {
         assert!(!shown.contains(secret), "{secret}");
     }
 }
@@ -325,7 +306,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
     http.answer("/gone", std::iter::repeat_n(Instead::Status(404), 100));
     let mut metadata_server = webhook(&http, "/inside");
     metadata_server["webhook"]["url"] = json!("https://169.254.169.254/latest");
-    secret(&env, "inside", &[("key", KEY)], "169.254.169.254").await;
+    secret(&env, "inside", &[("key", SIGNING_KEY)], "169.254.169.254").await;
     metadata_server["webhook"]["hmacSecretRef"]["name"] = json!("inside");
     let sinks = json!([
         slack("a", "other-host", "url"),

@@ -22,9 +22,8 @@ use sync_operator::{
     queue::{Candidates, Control, Disposition, FencedWrite, NewRun, Queue, Release},
 };
 
-use crate::{
-    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
-    support::{TestEnv, eventually, unique, variable},
+use crate::support::{
+    TestEnv, apply_job, apply_schedule, eventually, finished, slow, unique, variable, wait_until_running,
 };
 
 /// The objects and the data in Redis that a killed release left behind.

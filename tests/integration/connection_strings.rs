@@ -4,11 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::{
-    operator::get,
-    replicas::probe_port,
-    support::{Servers, TestEnv, eventually, variable},
-};
+use crate::support::{Servers, TestEnv, eventually, get, probe_port, variable};
 
 /// Connection strings that the program refuses.
 const MALFORMED: [&str; 12] = [

@@ -14,9 +14,9 @@ use sync_operator::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    operator::{apply_job, apply_once, finished, slow, wait_for_events},
-    support::{TestEnv, eventually},
+use crate::support::{
+    TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, wait_for_events, wait_for_phase,
+    wait_until_removed,
 };
 
 const USERS: i32 = 2_500;
@@ -24,14 +24,6 @@ const USERS: i32 = 2_500;
 async fn patch(env: &TestEnv, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({ "spec": spec }));
     env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
-pub async fn phase(env: &TestEnv, name: &str, phase: Phase) -> SyncJob {
-    eventually(&format!("{name} is {phase:?}"), async || {
-        let job = env.jobs().get(name).await.ok()?;
-        (job.status.as_ref()?.phase == Some(phase)).then_some(job)
-    })
-    .await
 }
 
 /// Waits until documents are stamped.
@@ -56,11 +48,6 @@ async fn wait_until_idle(env: &TestEnv) -> u64 {
     .await
 }
 
-pub fn reason(job: &SyncJob, condition: &str) -> Option<String> {
-    let conditions = &job.status.as_ref()?.conditions;
-    conditions.iter().find(|found| found.type_ == condition && found.status == "True").map(|found| found.reason.clone())
-}
-
 #[tokio::test]
 async fn a_suspended_run_keeps_its_progress_and_resumes() {
     let env = TestEnv::new().await;
@@ -69,7 +56,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     apply_job(&env, "run", slow()).await;
     wait_for_stamps(&env).await;
     patch(&env, "run", json!({"suspended": true})).await;
-    let parked = phase(&env, "run", Phase::Suspended).await;
+    let parked = wait_for_phase(&env, "run", Phase::Suspended).await;
     let done = wait_until_idle(&env).await;
     assert!(done < USERS as u64, "the run was stopped before its end");
     assert_eq!(reason(&parked, "Suspended").as_deref(), Some("Suspended"));
@@ -93,7 +80,7 @@ async fn a_job_made_suspended_waits_until_it_is_resumed() {
     env.seed(100, 0).await;
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", json!({"syncType": "Full", "suspended": true})).await;
-    phase(&env, "run", Phase::Suspended).await;
+    wait_for_phase(&env, "run", Phase::Suspended).await;
     assert_eq!(wait_until_idle(&env).await, 0);
     patch(&env, "run", json!({"suspended": false})).await;
     assert!(is_complete(&finished(&env, "run").await));
@@ -120,7 +107,7 @@ async fn a_suspended_run_can_be_cancelled() {
     let env = TestEnv::new().await;
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", json!({"suspended": true})).await;
-    phase(&env, "run", Phase::Suspended).await;
+    wait_for_phase(&env, "run", Phase::Suspended).await;
     patch(&env, "run", json!({"cancelled": true})).await;
     let job = finished(&env, "run").await;
     assert_eq!((reason(&job, "Failed").as_deref(), reason(&job, "Suspended")), (Some("Cancelled"), None));
@@ -135,7 +122,7 @@ async fn changes_during_operator_downtime_are_applied() {
         let mut spec = slow();
         spec["target"] = json!({"lastSyncedField": name});
         apply_job(&env, name, spec).await;
-        phase(&env, name, Phase::Running).await;
+        wait_for_phase(&env, name, Phase::Running).await;
     }
     operator.signal("KILL");
     drop(operator);
@@ -144,7 +131,7 @@ async fn changes_during_operator_downtime_are_applied() {
     let (_operator, _) = env.all(&["--lease-duration", "2s"]);
     let job = finished(&env, "cancelled").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
-    phase(&env, "suspended", Phase::Suspended).await;
+    wait_for_phase(&env, "suspended", Phase::Suspended).await;
 }
 
 #[tokio::test]
@@ -153,10 +140,10 @@ async fn a_waiting_run_with_a_higher_priority_runs_first() {
     env.seed(USERS, 0).await;
     let (_operator, _) = env.all(&["--workers", "1"]);
     apply_job(&env, "first", slow()).await;
-    phase(&env, "first", Phase::Running).await;
+    wait_for_phase(&env, "first", Phase::Running).await;
     for name in ["second", "third"] {
         apply_job(&env, name, json!({"syncType": "Full", "target": {"collection": "nothing"}})).await;
-        phase(&env, name, Phase::Queued).await;
+        wait_for_phase(&env, name, Phase::Queued).await;
     }
     patch(&env, "third", json!({"priority": 10})).await;
     // The first run must not end before the event of the change, which says that the worker is still busy.
@@ -192,20 +179,6 @@ async fn deletion_stops_the_work_and_leaves_nothing_in_redis() {
         .await;
     wait_until_removed(&env).await;
     assert!(wait_until_idle(&env).await < done + USERS as u64, "its run was stopped before its end");
-}
-
-/// Waits until no run is left in the queue, ended or not.
-pub async fn wait_until_removed(env: &TestEnv) {
-    eventually("nothing of the run is in Redis", async || runs_in_redis(env).await.is_empty().then_some(())).await;
-}
-
-/// The uids of all runs in the queue, ended or not.
-pub async fn runs_in_redis(env: &TestEnv) -> Vec<String> {
-    let client = redis::Client::open(env.servers.redis.as_str()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let prefix = format!("{{sync:{}}}:run:", env.name);
-    let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{prefix}*")).query_async(&mut connection).await.unwrap();
-    keys.iter().map(|key| key[prefix.len()..].to_owned()).collect()
 }
 
 #[tokio::test]

@@ -12,12 +12,11 @@ use sync_operator::{
 };
 
 use crate::{
-    alerts::{apply_alert, signing_key, webhook},
-    control::{phase, reason},
-    operator::{apply_job, apply_once, finished, wait_for_events},
     sinks::HttpSink,
-    sources::{ALLOWED, ended, run},
-    support::{Operator, TestEnv, eventually, source},
+    support::{
+        ALLOWED, Operator, TestEnv, apply_alert, apply_job, apply_once, ended, eventually, finished, reason, run,
+        signing_key, source, wait_for_events, wait_for_phase, webhook,
+    },
     upstream::Upstream,
 };
 
@@ -69,7 +68,7 @@ async fn patch(env: &TestEnv, name: &str, spec: Value) {
 async fn a_held_run_removes_only_what_was_approved() {
     let (env, upstream, _operator) = start_with_ten_missing().await;
     let uid = apply_job(&env, "few", walk(&upstream)).await.uid().unwrap();
-    let held = phase(&env, "few", Phase::Held).await;
+    let held = wait_for_phase(&env, "few", Phase::Held).await;
     assert_eq!((reason(&held, "Held").as_deref(), reason(&held, "Reconciling")), (Some("GuardExceeded"), None));
     let status = held.status.unwrap();
     assert_eq!(status.counts.unwrap().held, Some(10));
@@ -119,7 +118,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     };
     upstream.state().people = 2;
     let older = trigger("a").await;
-    phase(&env, &older, Phase::Held).await;
+    wait_for_phase(&env, &older, Phase::Held).await;
     let held = status("a held run is not active", |schedule| {
         schedule.status.as_ref().is_some_and(|status| status.active_count == Some(0))
     })
@@ -129,7 +128,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     assert_eq!(http.notifications("/hook"), ["firing RunHeld people"]);
 
     let newer = trigger("b").await;
-    phase(&env, &newer, Phase::Held).await;
+    wait_for_phase(&env, &newer, Phase::Held).await;
     let superseded = finished(&env, &older).await;
     assert_eq!(reason(&superseded, "Failed").as_deref(), Some("Superseded"));
     assert_eq!(superseded.annotations()[SUPERSEDED_BY_ANNOTATION], newer);
@@ -155,7 +154,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
     let (env, upstream, _operator) = start_with_ten_missing().await;
     for name in ["approved", "cancelled"] {
         let uid = apply_job(&env, name, walk(&upstream)).await.uid().unwrap();
-        let started = phase(&env, name, Phase::Held).await.status.unwrap().start_time;
+        let started = wait_for_phase(&env, name, Phase::Held).await.status.unwrap().start_time;
         env.queue().remove(&uid).await.unwrap();
         patch(&env, name, json!({"priority": 1})).await;
         let job = eventually("the schedule was reconciled", async || {
@@ -190,7 +189,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
 async fn a_restarted_operator_keeps_held_runs() {
     let (env, upstream, operator) = start_with_ten_missing().await;
     let uid = apply_job(&env, "few", walk(&upstream)).await.uid().unwrap();
-    let before = phase(&env, "few", Phase::Held).await.status;
+    let before = wait_for_phase(&env, "few", Phase::Held).await.status;
     assert_eq!(operator.stop().await, Some(0));
     let (_operator, _) = env.all(&ALLOWED);
     patch(&env, "few", json!({"priority": 1})).await;

@@ -8,10 +8,9 @@ use serde_json::{Value, json};
 use sync_operator::{api::SyncJob, domain::job::is_complete};
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get},
-    replicas::probe_port,
-    sources::ALLOWED,
-    support::{TestEnv, allow_queue, eventually, source},
+    support::{
+        ALLOWED, TestEnv, allow_queue, apply_job, apply_schedule, eventually, finished, get, probe_port, source,
+    },
     upstream::Upstream,
 };
 

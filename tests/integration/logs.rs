@@ -2,10 +2,7 @@
 
 use std::{env, fs};
 
-use crate::{
-    replicas::probe_port,
-    support::{TestEnv, eventually, unique},
-};
+use crate::support::{TestEnv, eventually, probe_port, unique};
 
 #[tokio::test]
 async fn the_log_filter_changes_with_a_file_and_on_sighup() {

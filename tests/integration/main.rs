@@ -12,13 +12,13 @@
 )]
 
 mod alerts;
-mod certificates;
 mod collection;
 mod compat;
 mod connection_strings;
 mod control;
 mod crashes;
 mod crds;
+mod faults;
 mod held;
 mod http;
 mod incremental;
@@ -34,7 +34,6 @@ mod operator;
 mod outages;
 mod prometheus;
 mod queue;
-mod receiver;
 mod redis_faults;
 mod redis_topologies;
 mod replicas;
@@ -42,12 +41,10 @@ mod rest_sources;
 mod restores;
 mod rollback;
 mod schedules;
-mod servers;
-mod sinks;
 mod sources;
 mod support;
 mod traces;
-#[allow(dead_code, reason = "the random faults use it too")]
-mod upstream;
 mod watch_cache;
 mod workers;
+
+use test_support::{certificates, receiver, servers, sinks, upstream};

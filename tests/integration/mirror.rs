@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval},
     servers::Redis,
-    sources::{ALLOWED, with},
-    support::{Servers, TestEnv, eventually, unique, variable},
+    sources::with,
+    support::{
+        ALLOWED, Servers, TestEnv, apply_job, apply_schedule, eventually, finished, get, quiet_interval, unique,
+        variable,
+    },
     upstream::{Instead, Upstream},
 };
 

@@ -9,10 +9,8 @@ use sync_operator::domain::job::{is_complete, is_finished};
 use tokio::time::Instant;
 
 use crate::{
-    control::reason,
-    operator::{apply_job, finished, slow, wait_until_running},
     servers::{DedicatedServer, MongoDb},
-    support::{Servers, TestEnv, eventually},
+    support::{Servers, TestEnv, apply_job, eventually, finished, reason, slow, wait_until_running},
 };
 
 /// Scenario 11 of the fault list.

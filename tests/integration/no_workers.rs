@@ -10,11 +10,7 @@ use serde_json::json;
 use sync_operator::{domain::run::State, queue::Candidates};
 use tokio::time::Instant;
 
-use crate::{
-    control::reason,
-    operator::{apply_job, finished},
-    support::{TestEnv, eventually},
-};
+use crate::support::{TestEnv, apply_job, eventually, finished, reason};
 
 /// Number of runs of the lost worker: more than one call recovers.
 const RUNS: usize = 40;

@@ -19,10 +19,11 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::{
-    control::{reason, runs_in_redis},
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
     servers::DedicatedServer,
-    support::{TestEnv, eventually},
+    support::{
+        TestEnv, apply_job, apply_once, apply_schedule, events, eventually, finished, get, quiet_interval, reason,
+        runs_in_redis, slow, wait_for_events,
+    },
 };
 
 /// A filter with this number of levels.

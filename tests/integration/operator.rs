@@ -1,63 +1,28 @@
 //! Whole operator processes on a real API server, Redis and MongoDB.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use bson::{Bson, DateTime, doc};
 use futures::StreamExt;
-use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
-    runtime::wait::await_condition,
 };
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
     domain::job::{is_complete, is_finished},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
 use crate::{
     servers::DedicatedServer,
-    support::{PATIENCE, TestEnv, eventually},
+    support::{
+        TestEnv, apply_job, apply_once, apply_schedule, eventually, finished, get, slow, wait_for_events,
+        wait_until_running,
+    },
 };
-
-pub async fn apply_schedule(env: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
-    let schedule = SyncSchedule::new(name, serde_json::from_value(spec).unwrap());
-    env.schedules().create(&PostParams::default(), &schedule).await.unwrap()
-}
-
-/// An interval of at least this number of minutes (15 or more), without a slot during a test: the next slot is at least
-/// five minutes later.
-pub fn quiet_interval(minutes: i64) -> String {
-    let now = Timestamp::now().as_second() / 60;
-    let minutes = (minutes..2 * minutes).find(|minutes| now % minutes < minutes - 5).unwrap();
-    format!("{minutes}m")
-}
-
-/// Creates a schedule that is due at once, and not again during a test.
-pub async fn apply_once(env: &TestEnv, name: &str, spec: Value) -> SyncSchedule {
-    let template = json!({"spec": spec});
-    apply_schedule(env, name, json!({"interval": quiet_interval(60), "immediate": true, "jobTemplate": template})).await
-}
-
-pub async fn apply_job(env: &TestEnv, name: &str, spec: Value) -> SyncJob {
-    let job = SyncJob::new(name, serde_json::from_value(spec).unwrap());
-    env.jobs().create(&PostParams::default(), &job).await.unwrap()
-}
-
-pub async fn finished(env: &TestEnv, name: &str) -> SyncJob {
-    eventually(&format!("{name} has ended"), async || {
-        // A watch, because many tests share one API server, and polling would slow it down.
-        let ended = await_condition(env.jobs(), name, |job: Option<&SyncJob>| job.is_some_and(is_finished));
-        timeout(PATIENCE, ended).await.ok()?.ok()?
-    })
-    .await
-}
 
 /// Waits until `count` runs have completed, and returns the schedule.
 async fn wait_for_successes(env: &TestEnv, name: &str, count: i64) -> SyncSchedule {
@@ -84,42 +49,6 @@ async fn job_names(env: &TestEnv) -> Vec<String> {
 /// The numbers at the ends of the names.
 fn slots(names: &[String]) -> Vec<i64> {
     names.iter().map(|name| name.rsplit('-').next().unwrap().parse().unwrap()).collect()
-}
-
-/// `GET path`: status code and body.
-pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-}
-
-/// Waits until the events of an object have these reasons. Events are sent some time after their cause.
-pub async fn wait_for_events(env: &TestEnv, object: &str, reasons: &[&str]) {
-    eventually(&format!("{object} has events with {reasons:?}"), async || {
-        let found = event_reasons(env, object).await;
-        reasons.iter().all(|reason| found.contains(*reason)).then_some(())
-    })
-    .await;
-}
-
-/// The events of the namespace.
-pub async fn events(env: &TestEnv) -> Vec<Event> {
-    let events: Api<Event> = Api::namespaced(env.client.clone(), &env.name);
-    events.list(&ListParams::default()).await.unwrap().items
-}
-
-async fn event_reasons(env: &TestEnv, object: &str) -> HashSet<String> {
-    let about = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.clone());
-    events(env)
-        .await
-        .into_iter()
-        .filter(|event| about(event).as_deref() == Some(object))
-        .filter_map(|event| event.reason)
-        .collect()
 }
 
 #[tokio::test]
@@ -241,21 +170,6 @@ async fn history_limits_keep_the_newest_runs_and_the_counters() {
     suspend(&env, "often", true).await;
     eventually("two runs are kept", async || (job_names(&env).await.len() == 2).then_some(())).await;
     assert!(env.schedules().get("often").await.unwrap().status.unwrap().runs.succeeded >= 5);
-}
-
-/// A spec whose run over `seed` users takes many seconds: one user in each batch, and one batch after the other.
-pub fn slow() -> Value {
-    json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
-}
-
-/// Waits until a run has processed documents.
-pub async fn wait_until_running(env: &TestEnv, name: &str) {
-    let jobs = env.jobs();
-    eventually("the run has processed documents", async || {
-        let job = jobs.get(name).await.ok()?;
-        (job.status?.counts?.processed > 0).then_some(())
-    })
-    .await;
 }
 
 fn assert_all_done(job: &SyncJob, users: i64) {

@@ -15,10 +15,11 @@ use sync_operator::{
 use tokio::time::sleep;
 
 use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
-    replicas::{leader_of, leads, replicas},
     servers::DedicatedServer,
-    support::{Servers, TestEnv, eventually},
+    support::{
+        Servers, TestEnv, apply_job, apply_schedule, eventually, finished, get, leader_of, leads, lines,
+        quiet_interval, replicas, slow, wait_until_running,
+    },
 };
 
 const OUTAGE: Duration = Duration::from_secs(20);
@@ -29,11 +30,6 @@ fn assert_complete(job: &SyncJob) {
     assert!(is_complete(job), "{status:?}");
     let counts = status.counts.unwrap();
     assert_eq!((counts.processed, counts.updated), (i64::from(USERS), i64::from(USERS)));
-}
-
-/// Number of lines of a log that contain a text.
-pub fn lines(log: &str, text: &str) -> usize {
-    log.lines().filter(|line| line.contains(text)).count()
 }
 
 /// Scenario 9 of the fault list.

@@ -11,10 +11,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    operator::{apply_job, apply_schedule, get},
     receiver::Receiver,
-    replicas::{probe_port, replicas},
-    support::{TestEnv, eventually, free_port, unique, variable},
+    support::{TestEnv, apply_job, apply_schedule, eventually, free_port, get, probe_port, replicas, unique, variable},
 };
 
 const RULES: &str = "charts/sync-operator/rules/sync-operator.yaml";

@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     servers::Redis,
-    support::{PATIENCE, eventually, unique, variable},
+    support::{PATIENCE, claim_one, eventually, unique, variable},
 };
 
 /// The data that a worker writes when it releases a run.
@@ -207,15 +207,6 @@ impl ReleaseOne for Queue {
 
 async fn enqueue(queue: &Queue, uid: &str, priority: i32) -> bool {
     queue.enqueue(&NewRun { priority, ..NewRun::new(uid, "{}") }).await.unwrap()
-}
-
-/// Claims the next run, or returns the time until a run may be due.
-pub async fn claim_one(queue: &Queue, worker: &str) -> Result<Result<Claim, Option<Duration>>, Error> {
-    let claimed = queue.claim(worker, 1, &mut Candidates::default()).await?;
-    Ok(claimed.map(|claims| {
-        assert_eq!(claims.len(), 1);
-        claims.into_iter().next().unwrap()
-    }))
 }
 
 async fn claim(queue: &Queue, worker: &str) -> Claim {

@@ -11,12 +11,11 @@ use sync_operator::{
 };
 
 use crate::{
-    control::phase,
-    operator::{apply_job, finished, slow, wait_until_running},
-    outages::lines,
-    redis_topologies::SentinelRedis,
-    servers::Redis,
-    support::{Servers, TestEnv, add_redis_user, eventually},
+    servers::{Redis, SentinelRedis},
+    support::{
+        Servers, TestEnv, add_redis_user, apply_job, eventually, finished, lines, slow, wait_for_phase,
+        wait_until_running,
+    },
 };
 
 const USERS: i32 = 5_000;
@@ -77,7 +76,7 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
         let mut spec = if name == "claimed" { slow_on(name) } else { json!({"syncType": "Full"}) };
         spec["suspended"] = json!(true);
         apply_job(&env, name, spec).await;
-        phase(&env, name, Phase::Suspended).await;
+        wait_for_phase(&env, name, Phase::Suspended).await;
     }
     wait_until_running(&env, "before").await;
     let parked = format!("ZCARD {{sync:{}}}:parked", env.name);

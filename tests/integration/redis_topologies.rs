@@ -8,9 +8,8 @@ use sync_operator::{
 };
 
 use crate::{
-    queue::claim_one,
-    servers::Redis,
-    support::{eventually, unique},
+    servers::{Redis, SentinelRedis},
+    support::{claim_one, eventually, unique},
 };
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -18,39 +17,6 @@ const LEASE: Duration = Duration::from_secs(30);
 async fn enqueue(queue: &Queue, uid: &str) {
     let run = NewRun::new(uid, "{}");
     eventually("the run is enqueued", async || queue.enqueue(&run).await.ok()).await;
-}
-
-/// A Redis server, its replica, and a Sentinel that promotes the replica when the server is unavailable for some time.
-pub struct SentinelRedis {
-    pub master: Redis,
-    pub replica: Redis,
-    sentinel: Redis,
-}
-
-impl SentinelRedis {
-    pub async fn start(away: Duration) -> Self {
-        let master = Redis::start(&[]);
-        let replica = Redis::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
-        eventually("the replica follows", async || {
-            replica.ask::<String>("INFO replication").await.contains("master_link_status:up").then_some(())
-        })
-        .await;
-        let config = format!(
-            "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main {}\nsentinel failover-timeout main 2000\n",
-            master.port,
-            away.as_millis(),
-        );
-        let sentinel = Redis::with_config(&config, &["--sentinel"]);
-        eventually("Sentinel knows the replica", async || {
-            sentinel.ask::<String>("INFO sentinel").await.contains("slaves=1").then_some(())
-        })
-        .await;
-        Self { master, replica, sentinel }
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis+sentinel://127.0.0.1:{}/main", self.sentinel.port)
-    }
 }
 
 #[tokio::test]

@@ -17,58 +17,13 @@ use serde_json::{Value, json};
 use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
 use tokio::time::Instant;
 
-use crate::{
-    operator::{apply_job, apply_schedule, events, finished, get},
-    support::{Operator, TestEnv, eventually},
+use crate::support::{
+    TestEnv, apply_job, apply_schedule, events, eventually, finished, get, leader_of, leads, probe_port, replicas,
 };
 
 const LEASE: Duration = Duration::from_secs(3);
 /// The default lease duration, for tests that measure.
 const DEFAULT: [&str; 2] = ["--leader-lease-duration", "10s"];
-
-pub async fn probe_port(operator: &Operator) -> u16 {
-    eventually("probes are served", async || {
-        let log = operator.log();
-        let line = log.lines().find(|line| line.contains("METRICS_PORT"))?;
-        line.split("address=0.0.0.0:").nth(1)?.split_whitespace().next()?.parse().ok()
-    })
-    .await
-}
-
-pub async fn leads(port: u16) -> bool {
-    let Some((_, body)) = get(port, "/readyz").await else { return false };
-    serde_json::from_str::<Value>(&body).is_ok_and(|body| body["leading"] == true)
-}
-
-pub struct Replica {
-    pub process: Operator,
-    pub port: u16,
-}
-
-/// Three controllers, the leader first.
-pub async fn replicas(env: &TestEnv, args: &[&str]) -> Vec<Replica> {
-    let mut replicas = Vec::new();
-    for _ in 0..3 {
-        let process = env.operator("controller", &[&["--resync-interval", "1s"], args].concat());
-        let port = probe_port(&process).await;
-        replicas.push(Replica { process, port });
-    }
-    let leader = leader_of(&replicas).await;
-    replicas.swap(0, leader);
-    replicas
-}
-
-pub async fn leader_of(replicas: &[Replica]) -> usize {
-    eventually("one leads", async || {
-        let mut leading = Vec::new();
-        for replica in replicas {
-            leading.push(leads(replica.port).await);
-        }
-        assert!(leading.iter().filter(|leads| **leads).count() <= 1, "{leading:?}");
-        leading.iter().position(|leads| *leads)
-    })
-    .await
-}
 
 /// Creates a SyncJob, and returns the time until a controller has enqueued it.
 async fn measure_enqueue(env: &TestEnv, name: &str) -> Duration {

@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 use sync_operator::api::{SyncJob, SyncSchedule, syncjob::SyncJobStatus};
 
 use crate::{
-    operator::finished,
-    sources::{ALLOWED, counts, ended, failures, run, secret, without_its_worker},
-    support::{TestEnv, confirmed, source},
+    sources::without_its_worker,
+    support::{ALLOWED, TestEnv, confirmed, counts, ended, failures, finished, run, secret, source},
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 

@@ -25,11 +25,11 @@ use sync_operator::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    control::{phase, reason},
-    operator::{apply_job, apply_schedule, finished, slow, wait_until_running},
-    queue::claim_one,
     servers::Redis,
-    support::{Servers, TestEnv, eventually, unique},
+    support::{
+        Servers, TestEnv, apply_job, apply_schedule, claim_one, eventually, finished, reason, slow, unique,
+        wait_for_phase, wait_until_running,
+    },
 };
 
 const LEASE: Duration = Duration::from_secs(1);
@@ -220,7 +220,7 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
         let mut spec = slow_on(name);
         spec["suspended"] = json!(true);
         apply_job(&env, name, spec).await;
-        phase(&env, name, Phase::Suspended).await;
+        wait_for_phase(&env, name, Phase::Suspended).await;
     }
     let dump = redis.dump().await;
     for name in ["cancelled", "claimed"] {
@@ -256,7 +256,7 @@ async fn suspended_time_survives_a_loss_of_redis() {
     spec["activeDeadline"] = json!("10m");
     spec["suspended"] = json!(true);
     let uid = apply_job(&env, "run", spec).await.uid().unwrap();
-    phase(&env, "run", Phase::Suspended).await;
+    wait_for_phase(&env, "run", Phase::Suspended).await;
     // The run seems to have started 61 minutes ago, and to be suspended since a minute later.
     let ago = |minutes| (Timestamp::now() - SignedDuration::from_mins(minutes)).as_millisecond();
     let key = format!("{{sync:{}}}:run:{uid}", env.name);

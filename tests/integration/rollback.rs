@@ -15,11 +15,11 @@ use sync_operator::{
 use tokio::select;
 
 use crate::{
-    control::phase,
-    crashes::{RequestLimit, start_leader_behind},
-    operator::{apply_job, finished, wait_for_events},
-    sources::{ALLOWED, counts, ended, failures, with},
-    support::{TestEnv, confirmed, eventually},
+    sources::with,
+    support::{
+        ALLOWED, RequestLimit, TestEnv, apply_job, confirmed, counts, ended, eventually, failures, finished,
+        start_leader_behind, wait_for_events, wait_for_phase,
+    },
     upstream::{Instead, Peculiar, Upstream},
 };
 
@@ -147,7 +147,7 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
     apply_job(&env, "users", failing(&upstream, &json!({}))).await;
     eventually("20 are written", async || (env.count(doc! {"origin": "gitlab"}).await == 20).then_some(())).await;
     patch(&env, "users", json!({"suspended": true})).await;
-    phase(&env, "users", Phase::Suspended).await;
+    wait_for_phase(&env, "users", Phase::Suspended).await;
     let users = env.database.collection::<Document>("users");
     users.update_one(doc! {"_id": 0}, doc! {"$set": {"profile.age": 99, "mine": 1}}).await.unwrap();
     users.update_one(doc! {"_id": 1}, doc! {"$set": {"origin": "mine"}}).await.unwrap();
@@ -199,7 +199,7 @@ async fn a_rollback_continues_after_redis_lost_the_run() {
     let (mut operator, _) = env.all(&ALLOWED);
     let job = apply_job(&env, "users", failing(&upstream, &json!({}))).await;
     eventually("some are written", async || (env.count(doc! {"origin": "gitlab"}).await >= 10).then_some(())).await;
-    phase(&env, "users", Phase::Running).await;
+    wait_for_phase(&env, "users", Phase::Running).await;
     operator.kill();
     assert!(all(&env).await != before);
     patch(&env, "users", json!({"cancelled": true})).await;

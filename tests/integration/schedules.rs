@@ -19,10 +19,9 @@ use sync_operator::{
 };
 use tokio::time::sleep;
 
-use crate::{
-    control::reason,
-    operator::{apply_job, apply_once, apply_schedule, events, finished, get, quiet_interval, slow, wait_for_events},
-    support::{Servers, TestEnv, eventually},
+use crate::support::{
+    Servers, TestEnv, apply_job, apply_once, apply_schedule, events, eventually, finished, get, quiet_interval, reason,
+    slow, wait_for_events,
 };
 
 const USERS: i32 = 20_000;

@@ -8,9 +8,9 @@ use std::{
 };
 
 use bson::{Bson, DateTime, Document, doc};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{Patch, PatchParams, PostParams},
 };
 use mongodb::{IndexModel, options::IndexOptions};
@@ -22,12 +22,12 @@ use sync_operator::{
 
 use crate::{
     certificates::Authority,
-    operator::{apply_job, finished},
-    support::{TestEnv, confirmed, eventually, source},
+    support::{
+        ALLOWED, TestEnv, apply_job, confirmed, counts, ended, eventually, failures, finished, run, secret, source,
+    },
     upstream::{Instead, PRIVATE, Peculiar, Upstream},
 };
 
-pub const ALLOWED: [&str; 2] = ["--source-allowed-cidrs", "127.0.0.0/8"];
 const LIST: &str = "query ($ids: [ID!]!) { users(ids: $ids) { nodes { id name createdAt } } }";
 const ONE: &str = "query ($id: UserID!) { user(id: $id) { name createdAt } }";
 
@@ -55,38 +55,6 @@ pub fn with(upstream: &Upstream, changes: &Value) -> Value {
     let shared = changes.as_object().unwrap().clone().into_iter().filter(|(name, _)| name != "graphQL");
     spec["source"].as_object_mut().unwrap().extend(shared);
     spec
-}
-
-pub async fn run(env: &TestEnv, name: &str, spec: Value) -> SyncJobStatus {
-    apply_job(env, name, spec).await;
-    finished(env, name).await.status.unwrap()
-}
-
-pub fn ended(status: &SyncJobStatus) -> (&str, &str) {
-    let end = status.conditions.iter().find(|condition| matches!(condition.type_.as_str(), "Complete" | "Failed"));
-    let end = end.filter(|condition| condition.status == "True").unwrap();
-    (&end.reason, &end.message)
-}
-
-pub fn counts(status: &SyncJobStatus) -> (i64, i64, i64) {
-    let counts = status.counts.unwrap();
-    (counts.updated, counts.unchanged, counts.failed)
-}
-
-pub fn failures(status: &SyncJobStatus) -> Vec<(&str, &str)> {
-    status.failures.iter().map(|failure| (failure.key.as_str(), failure.reason.as_str())).collect()
-}
-
-pub async fn secret(env: &TestEnv, name: &str, entries: &[(&str, &str)], hosts: &str) {
-    let data: BTreeMap<_, _> =
-        entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
-    let mut secret = Secret { data: Some(data), ..Secret::default() };
-    secret.metadata.name = Some(name.to_owned());
-    if !hosts.is_empty() {
-        secret.annotations_mut().insert("sync.codex.dev/hosts".to_owned(), hosts.to_owned());
-    }
-    let secrets: Api<Secret> = Api::namespaced(env.client.clone(), &env.name);
-    secrets.create(&PostParams::default(), &secret).await.unwrap();
 }
 
 async fn user(env: &TestEnv, id: i32) -> Document {

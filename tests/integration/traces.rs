@@ -10,10 +10,11 @@ use sync_operator::{
 };
 
 use crate::{
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
     receiver::{Receiver, Span},
-    replicas::probe_port,
-    support::{Operator, TestEnv, eventually, free_port},
+    support::{
+        Operator, TestEnv, apply_job, apply_once, apply_schedule, eventually, finished, free_port, get, probe_port,
+        quiet_interval, slow, wait_until_running,
+    },
 };
 
 fn traced(env: &TestEnv, command: &str, args: &[&str], receiver: &str) -> Operator {

@@ -11,11 +11,11 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    control::{runs_in_redis, wait_until_removed},
-    operator::{apply_job, apply_once, apply_schedule, finished, get, quiet_interval, slow, wait_until_running},
-    outages::lines,
     servers::{DedicatedServer, Link, address_in},
-    support::{Servers, TestEnv, eventually, unique},
+    support::{
+        Servers, TestEnv, apply_job, apply_once, apply_schedule, eventually, finished, get, lines, quiet_interval,
+        runs_in_redis, slow, unique, wait_until_removed, wait_until_running,
+    },
 };
 
 /// Scenario 6 of the fault list: objects are created and deleted while the controller is paused, so it sees only the

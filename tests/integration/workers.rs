@@ -4,10 +4,8 @@ use serde_json::json;
 use sync_operator::domain::job::is_complete;
 
 use crate::{
-    operator::{apply_job, finished, get, slow, wait_until_running},
-    replicas::probe_port,
     servers::Redis,
-    support::{Servers, TestEnv, eventually},
+    support::{Servers, TestEnv, apply_job, eventually, finished, get, probe_port, slow, wait_until_running},
 };
 
 /// Redis answers all commands of a worker except its claims.

@@ -23,10 +23,7 @@ use sync_operator::{
 };
 
 use super::{Answer, Sidecar};
-use crate::{
-    operator::{apply_job, apply_schedule},
-    support::{TestEnv, eventually},
-};
+use crate::support::{TestEnv, apply_job, apply_schedule, eventually};
 
 async fn account(env: &TestEnv, name: &str) -> ServiceAccount {
     let accounts: Api<ServiceAccount> = Api::namespaced(env.client.clone(), &env.name);

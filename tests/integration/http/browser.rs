@@ -14,10 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 
 use super::auth::administrator;
-use crate::{
-    operator::{apply_schedule, quiet_interval},
-    support::{TestEnv, eventually, free_port, variable},
-};
+use crate::support::{TestEnv, apply_schedule, eventually, free_port, quiet_interval, variable};
 
 /// The key of an element in the answers of WebDriver. <https://www.w3.org/TR/webdriver2/#elements>
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";

@@ -25,10 +25,7 @@ use super::{
     Sidecar,
     auth::{administrator, with_rights},
 };
-use crate::{
-    operator::{apply_job, apply_schedule},
-    support::{TestEnv, eventually},
-};
+use crate::support::{TestEnv, apply_job, apply_schedule, eventually};
 
 /// Markup that a page without escaping would execute.
 pub const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";

@@ -13,10 +13,7 @@ use super::{
     browser::Chromium,
     dashboard::{Browser, MARKUP, start_sidecar},
 };
-use crate::{
-    operator::{apply_schedule, events},
-    support::{TestEnv, eventually, free_port},
-};
+use crate::support::{TestEnv, apply_schedule, events, eventually, free_port};
 
 /// Percent-encodes a field of a form.
 fn encoded(text: &str) -> String {

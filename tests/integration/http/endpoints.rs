@@ -15,10 +15,7 @@ use sync_operator::{
 };
 
 use super::{Answer, Sidecar, settings};
-use crate::{
-    operator::{apply_job, apply_schedule, events, finished, wait_for_events},
-    support::{TestEnv, eventually},
-};
+use crate::support::{TestEnv, apply_job, apply_schedule, events, eventually, finished, wait_for_events};
 
 /// Waits until the sidecar has seen a SyncJob in a state.
 async fn wait_for_phase(sidecar: &Sidecar, env: &TestEnv, name: &str, phase: &str) {

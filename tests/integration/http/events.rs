@@ -12,10 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::Sidecar;
-use crate::{
-    operator::apply_job,
-    support::{PATIENCE, TestEnv, eventually},
-};
+use crate::support::{PATIENCE, TestEnv, apply_job, eventually};
 
 /// An open stream of events.
 pub struct Stream {

@@ -7,9 +7,8 @@ use tokio::time::Instant;
 
 use crate::{
     http::Sidecar,
-    operator::apply_schedule,
     servers::DedicatedServer,
-    support::{TestEnv, eventually},
+    support::{TestEnv, apply_schedule, eventually},
 };
 
 /// Time for which Prometheus or a load balancer waits for an answer.

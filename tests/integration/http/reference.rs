@@ -6,9 +6,8 @@ use std::{fs, process::Command};
 use serde_json::{Value, json};
 
 use super::auth::administrator;
-use crate::{
-    operator::{apply_job, apply_schedule, get, quiet_interval, wait_until_running},
-    support::{TestEnv, eventually, free_port},
+use crate::support::{
+    TestEnv, apply_job, apply_schedule, eventually, free_port, get, quiet_interval, wait_until_running,
 };
 
 const PAGE: &str = "docs/reference/http.md";

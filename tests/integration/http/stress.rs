@@ -12,9 +12,8 @@ use tokio::{
 };
 
 use super::auth::administrator;
-use crate::{
-    operator::{apply_job, apply_schedule, finished, get, quiet_interval},
-    support::{TestEnv, eventually, free_port, unique},
+use crate::support::{
+    TestEnv, apply_job, apply_schedule, eventually, finished, free_port, get, quiet_interval, unique,
 };
 
 const BAD_REQUESTS: u64 = 10_000;

@@ -25,10 +25,7 @@ use super::{
     dashboard::{Browser, fill, pages},
     settings,
 };
-use crate::{
-    operator::{apply_schedule, wait_for_events},
-    support::{TestEnv, eventually, free_port, variable},
-};
+use crate::support::{TestEnv, apply_schedule, eventually, free_port, variable, wait_for_events};
 
 const PROXY: [u8; 4] = [10, 1, 2, 3];
 

@@ -13,10 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Sidecar, events::Stream};
-use crate::{
-    operator::{apply_job, apply_schedule},
-    support::{PATIENCE, TestEnv, eventually, free_port},
-};
+use crate::support::{PATIENCE, TestEnv, apply_job, apply_schedule, eventually, free_port};
 
 const PAGES: usize = 500;
 const RUNS: usize = 50;

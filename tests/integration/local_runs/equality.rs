@@ -16,9 +16,7 @@ use sync_operator::{
 
 use super::Local;
 use crate::{
-    operator::finished,
-    sources::{ALLOWED, secret},
-    support::{TestEnv, confirmed, source, unique},
+    support::{ALLOWED, TestEnv, confirmed, finished, secret, source, unique},
     upstream::{Peculiar, Upstream},
 };
 

@@ -3,8 +3,7 @@
 use super::*;
 use crate::{
     http::auth::{show_events, with_rights},
-    operator::{apply_job, finished},
-    support::Operator,
+    support::{Operator, apply_job, finished},
 };
 
 const EDIT: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];

@@ -4,7 +4,10 @@ use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Mic
 use kube::{Api, Resource, api::DeleteParams};
 
 use super::*;
-use crate::{http::auth::show_events, operator::events, support::unique};
+use crate::{
+    http::auth::show_events,
+    support::{events, unique},
+};
 
 /// Writes the status of a failed run with failed documents.
 async fn fail(env: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::support::unique;
+use crate::unique;
 
 const NEW: &str = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 1";
 

@@ -5,26 +5,15 @@
 //! `make test-faults ROUNDS=200 SEED=1` plays the rounds. A failure prints the seed of its round, and
 //! `make test-faults ROUNDS=1 SEED=that` repeats its faults.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::unwrap_in_result,
-    clippy::too_many_lines,
-    dead_code,
-    reason = "a round that cannot continue fails; not all shared code of the tests is used here"
-)]
+#![allow(clippy::too_many_lines, reason = "a round is long")]
 
 mod check;
 mod environment;
 mod plan;
 mod replica_set;
 mod round;
-#[path = "../integration/support.rs"]
-mod support;
-#[path = "../integration/upstream.rs"]
-mod upstream;
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, fs, time::Duration};
 
 use sync_operator::api::source::Batching;
 use tokio::time::Instant;
@@ -45,7 +34,9 @@ const LEASE: Duration = Duration::from_secs(1);
 /// Time in which all runs must end after the faults.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn main() -> ExitCode {
+#[test]
+#[ignore = "make faults"]
+fn all_runs_end_correctly_after_random_faults() {
     let number = |name: &str, default: u64| env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (rounds, seed) = (number("ROUNDS", 200), number("SEED", rand::random::<u32>().into()));
     println!("{rounds} rounds, SEED={seed}");
@@ -59,14 +50,16 @@ fn main() -> ExitCode {
         match played {
             Ok(summary) => println!("round {}/{rounds}  seed {seed}  {took:.1} s  {summary}", round + 1),
             Err(report) => {
-                eprintln!("\nround {}/{rounds}  seed {seed}  FAILED after {took:.1} s\n{report}", round + 1);
-                eprintln!("logs and report: {}", environment.folder().display());
-                eprintln!("repeat it with: make test-faults ROUNDS=1 SEED={seed}");
-                std::fs::write(environment.folder().join("report"), report).unwrap();
-                return ExitCode::FAILURE;
+                let folder = environment.folder();
+                fs::write(folder.join("report"), &report).unwrap();
+                panic!(
+                    "round {}/{rounds}  seed {seed}  failed after {took:.1} s\n{report}\nlogs and report: {}\n\
+                     repeat it with: make test-faults ROUNDS=1 SEED={seed}",
+                    round + 1,
+                    folder.display(),
+                );
             }
         }
     }
-    std::fs::remove_dir_all(environment.folder()).ok();
-    ExitCode::SUCCESS
+    fs::remove_dir_all(environment.folder()).ok();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::{Rng, rngs::StdRng};
 use serde_json::json;
 
-use crate::{
+use super::{
     LEASE, OPERATORS, RUNS,
     environment::{MEMBERS, Toxic},
 };

@@ -19,10 +19,7 @@ use axum::{
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 
-use crate::{
-    certificates::Authority,
-    support::{eventually, free_port, unique, variable},
-};
+use crate::{certificates::Authority, eventually, free_port, unique, variable};
 
 /// An HTTP server. Stopped when dropped.
 pub struct HttpSink {
@@ -156,7 +153,7 @@ impl MailSink {
         let tls = authority.certify();
         let port = free_port();
         let server = Command::new("python3")
-            .arg("tests/integration/smtp.py")
+            .arg("tests/support/smtp.py")
             .arg(port.to_string())
             .args([&folder, &tls.certificate, &tls.key])
             .args([USER, PASSWORD])

@@ -12,10 +12,8 @@ use sync_operator::{
 };
 use tokio::time::timeout;
 
-use crate::{
-    environment::{Environment, MEMBERS},
-    support::unique,
-};
+use super::environment::{Environment, MEMBERS};
+use crate::support::unique;
 
 /// Scenario 12 of the fault list: replication stops. Writes that only the primary has are lost when another member is
 /// elected. So neither the worker that stamped documents nor a worker that reads the stamps may count them.

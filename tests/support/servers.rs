@@ -1,13 +1,15 @@
-//! Servers of one test, and a proxy whose connections can go dead.
+//! Servers of the whole test run and of one test, and a proxy whose connections can go dead.
 
 use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use bson::{Document, doc};
+use kube::Client;
 use mongodb::options::ClientOptions;
 use redis::aio::MultiplexedConnection;
 use tokio::{
@@ -17,7 +19,31 @@ use tokio::{
     sync::watch,
 };
 
-use crate::support::{Servers, eventually, free_port, unique, variable};
+use crate::{eventually, free_port, unique, variable};
+
+/// Servers of the whole test run, or of one test.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub kubeconfig: String,
+    pub redis: String,
+    pub mongodb: String,
+}
+
+impl Servers {
+    pub fn shared() -> Self {
+        Self { kubeconfig: variable("KUBECONFIG"), redis: variable("REDIS_URL"), mongodb: variable("MONGODB_URI") }
+    }
+
+    pub async fn client(&self) -> Client {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+            .await
+            .unwrap();
+        config.default_retry = false;
+        Client::try_from(config).unwrap()
+    }
+}
 
 /// A Kubernetes control plane, Redis or MongoDB of one test. Stopped when dropped.
 pub struct DedicatedServer {
@@ -158,6 +184,39 @@ impl Drop for Redis {
         self.process.kill().ok();
         self.process.wait().ok();
         fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// A Redis server, its replica, and a Sentinel that promotes the replica when the server is unavailable for some time.
+pub struct SentinelRedis {
+    pub master: Redis,
+    pub replica: Redis,
+    pub sentinel: Redis,
+}
+
+impl SentinelRedis {
+    pub async fn start(away: Duration) -> Self {
+        let master = Redis::start(&[]);
+        let replica = Redis::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+        eventually("the replica follows", async || {
+            replica.ask::<String>("INFO replication").await.contains("master_link_status:up").then_some(())
+        })
+        .await;
+        let config = format!(
+            "sentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main {}\nsentinel failover-timeout main 2000\n",
+            master.port,
+            away.as_millis(),
+        );
+        let sentinel = Redis::with_config(&config, &["--sentinel"]);
+        eventually("Sentinel knows the replica", async || {
+            sentinel.ask::<String>("INFO sentinel").await.contains("slaves=1").then_some(())
+        })
+        .await;
+        Self { master, replica, sentinel }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/main", self.sentinel.port)
     }
 }
 

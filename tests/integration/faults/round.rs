@@ -28,11 +28,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{
+use super::{
     FETCHING, LEASE, LIMIT, OPERATORS, REJECTED, ROLLED_BACK, RUNS, USERS,
     check::Statuses,
     environment::{Environment, MEMBERS},
     plan::{Fault, plan_faults},
+};
+use crate::{
     support::{Operator, TestEnv, source as manifest},
     upstream::{Instead, Upstream},
 };

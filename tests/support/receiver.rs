@@ -19,7 +19,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::support::eventually;
+use crate::eventually;
 
 /// A span that was sent.
 #[derive(Clone, Debug)]

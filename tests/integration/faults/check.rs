@@ -17,12 +17,11 @@ use sync_operator::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{
+use super::{
     LEASE, LIMIT, REJECTED, ROLLED_BACK, RUNS, USERS,
     round::{History, Round, rolled_back},
-    support::TestEnv,
-    upstream,
 };
+use crate::{support::TestEnv, upstream};
 
 impl Round<'_> {
     /// Waits until all runs have ended, and checks everything. Returns how many had not ended at first.

@@ -1,72 +1,16 @@
-//! Shared code of the tests: addresses of the servers, unique names, waiting, and operator processes.
+//! The environment of one test, and the users of the shared Redis.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, AtomicU32, Ordering},
-    time::Duration,
-};
+use std::{env, fs, path::Path, process::Command, time::Duration};
 
 use bson::{Document, doc};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, api::PostParams};
 use mongodb::Database;
-use serde_json::{Map, Value};
 use sync_operator::{
     api::{SyncJob, SyncSchedule},
     queue::Queue,
 };
-use tokio::time::{Instant, sleep};
-
-/// Limit of a wait. It is long, so that a slow machine does not cause a failure.
-pub const PATIENCE: Duration = Duration::from_secs(180);
-
-pub fn variable(name: &str) -> String {
-    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make integration`"))
-}
-
-/// A name that no other test, and no other run of the tests, uses.
-pub fn unique(what: &str) -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Waits until `probe` returns a value.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = probe().await {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Servers of the whole test run, or of one test.
-#[derive(Clone, Debug)]
-pub struct Servers {
-    pub kubeconfig: String,
-    pub redis: String,
-    pub mongodb: String,
-}
-
-impl Servers {
-    pub fn shared() -> Self {
-        Self { kubeconfig: variable("KUBECONFIG"), redis: variable("REDIS_URL"), mongodb: variable("MONGODB_URI") }
-    }
-
-    pub async fn client(&self) -> Client {
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let kubeconfig = kube::config::Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-            .await
-            .unwrap();
-        config.default_retry = false;
-        Client::try_from(config).unwrap()
-    }
-}
+use test_support::{Operator, Servers, free_port, unique};
 
 /// A namespace, a queue and a database of one test.
 pub struct TestEnv {
@@ -105,7 +49,6 @@ impl TestEnv {
     }
 
     /// The servers, with a kubeconfig that impersonates a user without any rights.
-    #[allow(dead_code, reason = "random faults have no users")]
     pub fn as_user(&self, user: &str) -> Servers {
         let kubeconfig = fs::read_to_string(&self.servers.kubeconfig).unwrap();
         let file = env::temp_dir().join(format!("{user}.kubeconfig"));
@@ -159,7 +102,6 @@ impl TestEnv {
     }
 
     /// Starts `sync-operator COMMAND` with more environment variables.
-    #[allow(dead_code, reason = "random faults need none")]
     pub fn operator_with(&self, command: &str, args: &[&str], variables: &[(&str, &str)]) -> Operator {
         let mut process = self.process(&self.servers, command, args);
         process.envs(variables.iter().copied());
@@ -210,7 +152,7 @@ impl TestEnv {
 
 /// Adds a user of this name with the documented rights on the queue of the same name.
 pub async fn add_redis_user(url: &str, name: &str) {
-    let page = include_str!("../../docs/operations/redis.md");
+    let page = include_str!("../../../docs/operations/redis.md");
     let lines = page.lines().filter(|line| line.starts_with("ACL SETUSER sync-operator"));
     let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
     let mut documented = 0;
@@ -229,114 +171,8 @@ pub async fn add_redis_user(url: &str, name: &str) {
 }
 
 /// Lets the user of this name also use another queue.
-#[allow(dead_code, reason = "random faults have one queue")]
 pub async fn allow_queue(url: &str, name: &str, queue: &str) {
     let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
     let keys = format!("~{{sync:{queue}}}:*");
     redis::cmd("ACL").arg("SETUSER").arg(name).arg(keys).exec_async(&mut connection).await.unwrap();
-}
-
-/// The value of `_sync` of a document that a source of this name listed long ago.
-pub fn confirmed(namespace: &str, source: &str) -> Document {
-    doc! {format!("{namespace}/{source}"): {"at": bson::DateTime::from_millis(1)}}
-}
-
-/// A source in a manifest, from the fields of its kind and the shared fields.
-pub fn source(kind: &str, fields: &Value) -> Value {
-    let is_own = |name: &str| ["endpoint", "query", "operationName", "variables", "resultPath"].contains(&name);
-    let fields = fields.as_object().unwrap().clone();
-    let (own, mut shared): (Map<_, _>, Map<_, _>) = fields.into_iter().partition(|(name, _)| is_own(name));
-    shared.insert(kind.to_owned(), own.into());
-    shared.into()
-}
-
-/// A port for a server of a test. The kernel could give a port that it chooses to another connection before the server
-/// listens. These ports are below those of the kernel and of `cluster.sh`, and each is returned once in a process.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = std::process::id() as u16 % 100 * 100;
-    let mut ports = std::iter::repeat_with(|| 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000);
-    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
-}
-
-/// An operator process. Killed when dropped.
-pub struct Operator {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Operator {
-    fn start(mut process: Command, env: &str) -> Self {
-        let log = env::temp_dir().join(format!("{}.log", unique(env)));
-        let file = fs::File::create(&log).unwrap();
-        let child = process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        Self { child, log }
-    }
-
-    /// Creates another link to the log, which stays when the process is dropped.
-    #[allow(dead_code, reason = "only random faults keep logs")]
-    pub fn keep_log(&self, name: &Path) {
-        fs::hard_link(&self.log, name).unwrap();
-    }
-
-    /// Resident memory in MiB.
-    pub fn resident_mib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-    }
-
-    /// CPU time so far, of all threads.
-    #[allow(dead_code, reason = "random faults do not measure")]
-    pub fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The fields follow the name in brackets. One second has a hundred ticks.
-        let times = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
-        Duration::from_millis(times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
-    }
-
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
-    pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Kills the process with SIGKILL.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Sends SIGTERM to the process, and waits for its exit code.
-    pub async fn stop(mut self) -> Option<i32> {
-        self.stop_and_wait().await
-    }
-
-    /// Sends SIGTERM to the process, and waits for its exit code. The log can be read afterwards.
-    pub async fn stop_and_wait(&mut self) -> Option<i32> {
-        self.signal("TERM");
-        let status = eventually("the operator ends after SIGTERM", || {
-            let ended = self.child.try_wait().unwrap();
-            async move { ended }
-        });
-        status.await.code()
-    }
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-        if std::thread::panicking() {
-            eprintln!("--- log of the operator ---\n{}", self.log());
-        }
-        fs::remove_file(&self.log).ok();
-    }
 }
