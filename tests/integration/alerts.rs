@@ -11,7 +11,9 @@ use ring::hmac;
 use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
-use crate::{
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::*;
+pub use crate::{
     servers::DedicatedServer,
     sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
     support::{

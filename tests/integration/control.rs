@@ -14,7 +14,9 @@ use sync_operator::{
 };
 use tokio::time::Instant;
 
-use crate::support::{
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::{*, wait_for_phase as phase};
+pub use crate::support::{
     TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, wait_for_events, wait_for_phase,
     wait_until_removed,
 };

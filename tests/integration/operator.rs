@@ -16,7 +16,9 @@ use sync_operator::{
 };
 use tokio::time::sleep;
 
-use crate::{
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::*;
+pub use crate::{
     servers::DedicatedServer,
     support::{
         TestEnv, apply_job, apply_once, apply_schedule, eventually, finished, get, slow, wait_for_events,

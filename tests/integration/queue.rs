@@ -26,7 +26,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::*;
+pub use crate::{
     servers::Redis,
     support::{PATIENCE, claim_one, eventually, unique, variable},
 };

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
 use tokio::time::Instant;
 
-use crate::support::{
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::*;
+pub use crate::support::{
     TestEnv, apply_job, apply_schedule, events, eventually, finished, get, leader_of, leads, probe_port, replicas,
 };
 
