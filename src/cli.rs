@@ -13,10 +13,9 @@ use ipnet::IpNet;
 
 use crate::{
     api::GoDuration,
-    domain::run::Subset,
+    domain::{egress::AddressRule, run::Subset},
     http::{LogsUrl, Prefix, Proxies, ReadAccess},
     local::{self, Output, SecretArgument},
-    sync::Egress,
     telemetry::logs::Format,
     watched_files::{self, WatchedFiles},
 };
@@ -400,22 +399,27 @@ pub struct WorkerOptions {
     /// Number of worker slots of this process: the largest number of concurrent runs, 0 to 256.
     #[arg(long, env = "WORKERS", help_heading = "Workers", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
-    /// Hosts that sources and sinks of alerts may use with any address, and without TLS. *.example.com matches all
-    /// subdomains.
+    /// Hosts that sources and sinks of alerts may use at public and private addresses, and without TLS. *.example.com
+    /// matches all subdomains.
     #[arg(long, env = "SOURCE_ALLOWED_HOSTS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_hosts: Vec<String>,
-    /// Private networks that sources and sinks of alerts may use in addition to the public internet, such as
-    /// 10.0.0.0/8.
+    /// Networks that sources and sinks of alerts may use in addition to the public internet, such as 10.0.0.0/8, and
+    /// without TLS.
     #[arg(long, env = "SOURCE_ALLOWED_CIDRS", help_heading = "Workers", value_delimiter = ',')]
     pub source_allowed_cidrs: Vec<IpNet>,
+    /// File with the policy of the installation (YAML): the rights of namespaces. The program reads the file again when
+    /// it changes.
+    #[arg(long, env = "POLICY_FILE", help_heading = "Workers")]
+    pub policy_file: Option<PathBuf>,
 }
 
 impl WorkerOptions {
-    /// Returns the addresses that sources may use.
+    /// Returns the addresses that every namespace may use.
     #[must_use]
-    pub fn egress(&self) -> Egress {
+    pub fn addresses_everywhere(&self) -> Vec<AddressRule> {
         let hosts = self.source_allowed_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
-        Egress { hosts: hosts.filter(|host| !host.is_empty()).collect(), networks: self.source_allowed_cidrs.clone() }
+        let hosts = hosts.filter(|host| !host.is_empty()).collect();
+        vec![AddressRule::for_hosts(hosts), AddressRule::for_networks(self.source_allowed_cidrs.clone())]
     }
 }
 

@@ -71,6 +71,7 @@ fn each_metric_is_documented_with_the_processes_that_show_it() {
         ("Every process", Metrics { queue: all.queue, ..Metrics::default() }),
         ("Controllers", Metrics { leading: all.leading, schedules: all.schedules, ..Metrics::default() }),
         ("Workers", Metrics { workers: all.workers, ..Metrics::default() }),
+        ("Policy file", Metrics { policy_invalid: all.policy_invalid, ..Metrics::default() }),
         ("HTTP calls", Metrics { serving: true, ..Metrics::default() }),
     ];
     for (title, part) in parts {

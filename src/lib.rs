@@ -20,6 +20,8 @@ mod installation;
 pub mod lint;
 pub mod local;
 pub mod manifest;
+pub mod policy;
+pub mod policy_file;
 pub mod process;
 pub mod queue;
 mod recovery;

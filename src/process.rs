@@ -21,12 +21,14 @@ use crate::{
     cli::{self, Cli, Command, CrdKind},
     cluster::{self, Cluster},
     controller::{self, ElectionSettings, Leadership},
-    domain::{installation::Owner, needs::Level},
+    domain::{installation::Owner, needs::Level, policy::Policy},
     engine::{SecretReader, Sources},
     http, installation, lint,
     local::{self, Ended},
+    policy::CurrentPolicy,
+    policy_file,
     queue::Queue,
-    sync::{Deployment, Egress},
+    sync::Deployment,
     telemetry::{MONGODB, logs, traces},
     verify,
     watched_files::{self, WatchedFiles},
@@ -227,18 +229,21 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
-            let egress = options.workers.egress();
+            let policy = open_policy(&mut parts, &options.workers)?;
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
-            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, (options.controllers, egress), id, client, queue, view);
+            let settings = (options.workers, policy.clone());
+            add_workers(&mut parts, settings, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
+            add_controllers(&mut parts, (options.controllers, policy), id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
+            let policy = open_policy(&mut parts, &options.workers)?;
             let state = http::HttpState { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
             let client = cluster::connect().await.ok();
             identify_workers(&mut parts, &queue, client.clone(), &options.mongodb);
-            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, client, &view).await?;
+            let settings = (options.workers, policy);
+            add_workers(&mut parts, settings, id, &queue, &options.mongodb, client, &view).await?;
         }
         Command::Api(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
@@ -253,15 +258,16 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
-            let egress = options.workers.egress();
+            let policy = open_policy(&mut parts, &options.workers)?;
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::HttpState { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
             let lease = lease_name(&options.controllers.leader_election, &options.controllers.kubernetes);
             add_mirror(&mut parts, options.mirror, &objects, &queue, id)?;
             add_http(&mut parts, options.http, state, objects, lease, id).await?;
-            add_workers(&mut parts, options.workers, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, (options.controllers, egress), id, client, queue, view);
+            let settings = (options.workers, policy.clone());
+            add_workers(&mut parts, settings, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
+            add_controllers(&mut parts, (options.controllers, policy), id, client, queue, view);
         }
     }
     parts.run().await
@@ -325,6 +331,22 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
     Ok(queue)
 }
 
+/// Reads the policy, and follows its file.
+fn open_policy(parts: &mut Parts, options: &cli::WorkerOptions) -> Result<CurrentPolicy, Error> {
+    let everywhere = options.addresses_everywhere();
+    let Some(path) = &options.policy_file else {
+        return Ok(CurrentPolicy::fixed(Policy { everywhere, ..Policy::default() }));
+    };
+    let (policy, following) =
+        policy_file::open(path, everywhere).map_err(|error| Error::Configuration(format!("POLICY_FILE: {error}")))?;
+    let stop = parts.stop.clone();
+    parts.add(async move {
+        stop.run_until_cancelled(following).await;
+        Ok(())
+    });
+    Ok(policy)
+}
+
 /// Determines which installation the queue is used for, while the process starts.
 fn identify_controllers(
     parts: &mut Parts,
@@ -356,7 +378,7 @@ async fn connect() -> Result<Client, Error> {
 
 async fn add_workers(
     parts: &mut Parts,
-    options: cli::WorkerOptions,
+    (options, policy): (cli::WorkerOptions, CurrentPolicy),
     id: &str,
     queue: &Queue,
     mongodb: &cli::MongoDb,
@@ -379,7 +401,7 @@ async fn add_workers(
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::WorkerSettings { id: id.to_owned(), slots: usize::from(options.workers) };
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
-    let sources = Sources { secrets, egress: options.egress() };
+    let sources = Sources { secrets, policy };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.worker_health.clone(), view.lacks_mongodb.clone());
@@ -413,7 +435,7 @@ async fn first_answer(deployment: &Deployment) {
 
 fn add_controllers(
     parts: &mut Parts,
-    (options, egress): (cli::Controllers, Egress),
+    (options, policy): (cli::Controllers, CurrentPolicy),
     id: &str,
     client: Client,
     queue: Queue,
@@ -426,7 +448,7 @@ fn add_controllers(
         status_interval: times.status_interval,
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
-        egress,
+        policy,
         election: ElectionSettings {
             identity: id.to_owned(),
             namespace,

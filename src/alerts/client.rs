@@ -11,11 +11,8 @@ use reqwest::{
 use super::{Notifier, configuration_error, no_answer, unavailable};
 use crate::{
     connection_error,
-    domain::{alert::Refusal, destination::Destination},
-    sync::source::{
-        egress::{Denied, NotAllowed},
-        limits,
-    },
+    domain::{alert::Refusal, destination::Destination, egress::Denied},
+    sync::source::{egress, limits},
 };
 
 /// POST request to a sink.
@@ -37,18 +34,21 @@ pub(super) fn parse_url(text: &str, what: &str) -> Result<(Url, Destination), Re
     found.ok_or_else(|| configuration_error(format!("{what} is no http or https URL: correct it")))
 }
 
-const NOT_ALLOWED: &str = "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs";
+/// Refusal of an address of a sink.
+pub(super) fn not_allowed(denied: Denied) -> Refusal {
+    let subject = match denied {
+        Denied::Address(_) => "it",
+        Denied::PlainText => "its URL",
+    };
+    configuration_error(format!("{subject} {denied}"))
+}
 
 impl Notifier {
-    pub(super) async fn post(&self, post: PostRequest) -> Result<(), Refusal> {
-        self.egress.admit(&post.url).map_err(|denied| match denied {
-            Denied::Address => configuration_error(NOT_ALLOWED),
-            Denied::PlainText => configuration_error(
-                "its URL must be https, or its host be named by the operator's --source-allowed-hosts",
-            ),
-        })?;
+    pub(super) async fn post(&self, namespace: &str, post: PostRequest) -> Result<(), Refusal> {
+        let egress = self.policy.egress(namespace);
+        egress::admit(&egress.get(), &post.url).map_err(not_allowed)?;
         let unusable = || configuration_error("caSecretRef holds no usable certificate in PEM");
-        let client = self.egress.client(post.ca.as_deref()).ok_or_else(unusable)?;
+        let client = egress::client(egress, &post.url, post.ca.as_deref()).ok_or_else(unusable)?;
         let client = client.build().map_err(|_| unusable())?;
         let request = client.post(post.url).headers(headers(&post.headers)?).header(CONTENT_TYPE, post.content_type);
         // Only the status counts, so the body is not read.
@@ -90,8 +90,8 @@ fn unreachable(error: &reqwest::Error) -> Refusal {
     let mut causes = String::new();
     let mut cause = Error::source(error);
     while let Some(inner) = cause {
-        if inner.is::<NotAllowed>() {
-            return configuration_error(NOT_ALLOWED);
+        if let Some(denied) = inner.downcast_ref::<Denied>() {
+            return not_allowed(*denied);
         }
         causes += &format!("{inner}; ");
         cause = inner.source();

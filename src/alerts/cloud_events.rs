@@ -31,14 +31,14 @@ impl Notifier {
             let token = String::from_utf8(token).map_err(|_| configuration_error("its token is no text"))?;
             headers.push(("authorization", format!("Bearer {}", token.trim())));
         }
-        self.post(PostRequest {
+        let request = PostRequest {
             url,
             content_type: "application/cloudevents+json; charset=utf-8",
             headers,
             body: event(alert, message, &rendered.payload(alert, message), Timestamp::now()).to_string(),
             ca: self.ca(&namespace, sink.ca_secret_ref.as_ref(), &to).await?,
-        })
-        .await
+        };
+        self.post(&namespace, request).await
     }
 }
 

@@ -20,8 +20,8 @@ use crate::{
         alert::{Message, Refusal},
         destination::Destination,
     },
+    policy::CurrentPolicy,
     secrets,
-    sync::Egress,
     telemetry::metrics,
 };
 use templates::RenderedMessage;
@@ -57,14 +57,14 @@ impl From<secrets::Error> for Refusal {
 #[derive(Clone)]
 pub struct Notifier {
     client: Client,
-    egress: Egress,
+    policy: CurrentPolicy,
 }
 
 impl Notifier {
-    /// Creates a notifier that reaches the addresses that `egress` allows.
+    /// Creates a notifier that reaches the addresses that the policy allows.
     #[must_use]
-    pub fn new(client: Client, egress: Egress) -> Self {
-        Self { client, egress }
+    pub fn new(client: Client, policy: CurrentPolicy) -> Self {
+        Self { client, policy }
     }
 
     /// Delivers a message, within 30 s. When it is cancelled, the message may or may not have arrived.

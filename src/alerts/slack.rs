@@ -18,14 +18,14 @@ impl Notifier {
         let (url, to) = parse_url(text, &what)?;
         secret.scope.check(&to).map_err(secrets::Error::from)?;
         let text = format!("*{}*\n{}", escape(&rendered.title), escape(&rendered.text));
-        self.post(PostRequest {
+        let request = PostRequest {
             url,
             content_type: "application/json",
             headers: Vec::new(),
             body: json!({"text": text}).to_string(),
             ca: self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?,
-        })
-        .await
+        };
+        self.post(namespace, request).await
     }
 }
 

@@ -12,14 +12,16 @@ use lettre::{
     },
 };
 
-use super::{Notifier, configuration_error, no_answer, templates::RenderedMessage, unavailable};
+use super::{Notifier, client::not_allowed, configuration_error, no_answer, templates::RenderedMessage, unavailable};
 use crate::{
     api::syncalert::{Smtp, SmtpTls},
     connection_error,
     domain::{
         alert::{Message, Refusal},
         destination::Destination,
+        egress::Denied,
     },
+    sync::source::egress,
 };
 
 impl Notifier {
@@ -31,7 +33,7 @@ impl Notifier {
         rendered: &RenderedMessage,
     ) -> Result<(), Refusal> {
         let mail = compose(sink, message, rendered)?;
-        let (addresses, to) = (self.addresses(sink).await?, Destination::of_mail(sink));
+        let (addresses, to) = (self.addresses(namespace, sink).await?, Destination::of_mail(sink));
         let tls = tls(&sink.host, self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?)?;
         let login = match (&sink.username_secret_ref, &sink.password_secret_ref) {
             (Some(user), Some(password)) => {
@@ -62,19 +64,16 @@ impl Notifier {
         Ok(())
     }
 
-    async fn addresses(&self, sink: &Smtp) -> Result<Vec<SocketAddr>, Refusal> {
-        let found = self.egress.resolve(&sink.host, sink.port_or_default()).await;
+    async fn addresses(&self, namespace: &str, sink: &Smtp) -> Result<Vec<SocketAddr>, Refusal> {
+        let (egress, is_encrypted) = (self.policy.egress(namespace).get(), sink.tls != SmtpTls::None);
+        let found = egress::resolve(&egress, &sink.host, sink.port_or_default(), is_encrypted).await;
         let found = found.map_err(|_| unavailable("it could not be reached: its host name is not known"))?;
-        if found.is_empty() {
-            return Err(configuration_error(
-                "it is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
-            ));
-        }
-        let is_named = |address: &SocketAddr| self.egress.names(address.ip());
-        if sink.tls == SmtpTls::None && !self.egress.allows_host(&sink.host) && !found.iter().all(is_named) {
-            return Err(configuration_error("tls None needs a host that the operator names in --source-allowed-hosts"));
-        }
-        Ok(found)
+        found.map_err(|denied| match denied {
+            Denied::Address(_) => not_allowed(denied),
+            Denied::PlainText => configuration_error(
+                "tls None needs a host that --source-allowed-hosts names, or addresses of the policy",
+            ),
+        })
     }
 }
 

@@ -14,14 +14,14 @@ impl Notifier {
         let (url, to) = parse_url(&sink.url, "webhook.url")?;
         let key = self.secret(namespace, &sink.hmac_secret_ref, &to).await?;
         let body = payload.to_string();
-        self.post(PostRequest {
+        let request = PostRequest {
             url,
             content_type: "application/json",
             headers: vec![("x-signature", signature(&key, &body))],
             body,
             ca: self.ca(namespace, sink.ca_secret_ref.as_ref(), &to).await?,
-        })
-        .await
+        };
+        self.post(namespace, request).await
     }
 }
 

@@ -141,8 +141,8 @@ pub struct Source {
 #[serde(rename_all = "camelCase")]
 pub struct GraphQl {
     /// Address of the API, such as `https://gitlab.example.com/api/graphql`. Addresses of private networks, and
-    /// `http://`, are allowed only by the operator's `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects
-    /// are not followed.
+    /// `http://`, are allowed only by the operator's `--source-allowed-hosts`, `--source-allowed-cidrs` or policy.
+    /// Redirects are not followed.
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+([/?][^# ]*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://gitlab.example.com/api/graphql: tokens belong into tokenSecretRef"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,
@@ -183,7 +183,7 @@ pub struct Rest {
     /// Address of the resource. In its path or query, `{id}` is the key of the document (PerUser), and `{ids}` are
     /// the keys of a batch, separated by commas (PerBatch). For Pages, `{page}` or `{after}` identifies the page, and
     /// `{first}` is `batchSize`. Addresses of private networks, and `http://`, are allowed only by the operator's
-    /// `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
+    /// `--source-allowed-hosts`, `--source-allowed-cidrs` or policy. Redirects are not followed.
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ {}]+([/?]([^# {}]|[{](id|ids|page|after|first)[}])*)?$')").message("endpoint must be an http or https URL without user, password and fragment, such as https://api.example.com/users/{id}: tokens belong into tokenSecretRef. The URL may have no other braces than {id}, {ids}, {page}, {after} and {first}, after its host"))]
     #[schemars(length(max = 1024))]
     pub endpoint: String,

@@ -193,7 +193,7 @@ pub struct Slack {
 #[x_kube(validation = Rule::new("has(self.usernameSecretRef) == has(self.passwordSecretRef)").message("sinks[].smtp.usernameSecretRef and passwordSecretRef go together: set both, or neither"))]
 pub struct Smtp {
     /// Host of the mail server, such as `smtp.example.com`. Addresses of private networks are allowed only by the
-    /// operator's `--source-allowed-hosts` or `--source-allowed-cidrs`.
+    /// operator's `--source-allowed-hosts`, `--source-allowed-cidrs` or policy.
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9.-]+$')").message("sinks[].smtp.host must be a host name, such as smtp.example.com"))]
     #[schemars(length(min = 1, max = 253))]
     pub host: String,
@@ -202,8 +202,8 @@ pub struct Smtp {
     #[x_kube(validation = rules::range("sinks[].smtp.port", 1, 65535))]
     pub port: Option<i32>,
     /// Encryption of the connection. StartTls begins in plain text and then must be encrypted. Tls is encrypted from
-    /// the start. None is not encrypted, and is allowed only for hosts that the operator's `--source-allowed-hosts` or
-    /// `--source-allowed-cidrs` name.
+    /// the start. None is not encrypted, and is allowed only for hosts that the operator's `--source-allowed-hosts`,
+    /// `--source-allowed-cidrs` or policy name.
     #[serde(default)]
     pub tls: SmtpTls,
     /// Sender of the mail, such as `Sync <sync@example.com>`.
@@ -254,7 +254,7 @@ pub enum SmtpTls {
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
     /// Address that receives the JSON. Addresses of private networks, and `http://`, are allowed only by the
-    /// operator's `--source-allowed-hosts` or `--source-allowed-cidrs`. Redirects are not followed.
+    /// operator's `--source-allowed-hosts`, `--source-allowed-cidrs` or policy. Redirects are not followed.
     #[x_kube(validation = rules::url("sinks[].webhook.url", "https://alerts.example.com/hook"))]
     #[schemars(length(max = 1024))]
     pub url: String,

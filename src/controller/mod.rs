@@ -48,9 +48,9 @@ use crate::{
         failure::{CREATE, Cause},
         merge_patch,
     },
+    policy::CurrentPolicy,
     queue::{self, Queue},
     recovery::recover_expired,
-    sync::Egress,
     telemetry::{REDIS, events::Events, metrics},
 };
 use admission::{AdmissionQueue, ObjectKey, Permit};
@@ -96,8 +96,8 @@ pub struct ControllerSettings {
     pub instance: String,
     /// Settings of the leader election among several controllers.
     pub election: ElectionSettings,
-    /// Addresses that sinks of alerts may use.
-    pub egress: Egress,
+    /// Policy with the addresses that sinks of alerts may use.
+    pub policy: CurrentPolicy,
 }
 
 /// Clients and shared state of the reconcilers.
@@ -342,7 +342,7 @@ pub async fn run(
         expectations: Expectations::default(),
         failures: Failures::default(),
         deliveries,
-        notifier: Notifier::new(client.clone(), settings.egress),
+        notifier: Notifier::new(client.clone(), settings.policy),
         leadership: leadership.clone(),
         peers: Peers::new(client.clone(), lease.clone()),
         clock: clock.clone(),

@@ -11,8 +11,9 @@ use crate::{
         secret_scope::{SecretScope, check_operations},
         source::{Request, SourceSpec},
     },
+    policy::CurrentPolicy,
     secrets::{self, SecretEntry},
-    sync::{Egress, Error, Secrets, SourceClient},
+    sync::{Error, Secrets, SourceClient},
 };
 
 /// Factory of source clients, with the Secrets that they use.
@@ -20,8 +21,8 @@ use crate::{
 pub struct Sources {
     /// Reader of Secrets.
     pub secrets: SecretReader,
-    /// Addresses to which requests may go.
-    pub egress: Egress,
+    /// Policy with the addresses to which requests may go.
+    pub policy: CurrentPolicy,
 }
 
 /// Reader of Secrets.
@@ -124,7 +125,7 @@ impl OpenSource {
             return Ok(false);
         }
         tracing::info!(namespace = self.namespace, "a Secret of the source has changed: repeating the request");
-        let client = SourceClient::new(&self.spec, &secrets, &self.sources.egress)?;
+        let client = SourceClient::new(&self.spec, secrets.clone(), self.sources.policy.egress(&self.namespace))?;
         *current = (Arc::new(client), secrets);
         Ok(true)
     }
@@ -133,7 +134,7 @@ impl OpenSource {
 impl Sources {
     pub(super) async fn open(&self, namespace: &str, spec: &SourceSpec) -> Result<OpenSource, Error> {
         let secrets = self.read_secrets(namespace, spec).await?;
-        let client = SourceClient::new(spec, &secrets, &self.egress)?;
+        let client = SourceClient::new(spec, secrets.clone(), self.policy.egress(namespace))?;
         Ok(OpenSource {
             sources: self.clone(),
             namespace: namespace.to_owned(),

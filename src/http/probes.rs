@@ -81,6 +81,7 @@ pub(super) async fn metrics(extract::State(state): extract::State<Arc<HttpState>
         .map(|worker_health| WorkerSlots { slots: worker_health.slots(), busy: worker_health.busy() });
     let queue = state.depth().await;
     let schedules = (leading == Some(true)).then(|| state.schedule_health()).flatten();
-    let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules };
+    let policy_invalid = metrics::policy_invalid();
+    let metrics = Metrics { leading, serving: state.objects.is_some(), workers, queue, schedules, policy_invalid };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

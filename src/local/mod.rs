@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::syncjob::Phase,
-    domain::{from_millis, job, run::Subset},
+    domain::{from_millis, job, policy::Policy, run::Subset},
     engine::{SecretReader, Sources},
     manifest::{
         self, Severity,
         file::{self, STANDARD_INPUT},
     },
-    sync::{Deployment, Egress},
+    policy::CurrentPolicy,
+    sync::Deployment,
 };
 use coordinator::{MongoClock, RateLimits};
 use plan::{LocalPlan, Planned};
@@ -166,7 +167,7 @@ async fn connect(settings: &LocalRunSettings, plan: &LocalPlan) -> Result<Enviro
     let now = deployment.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
     Ok(Environment {
         deployment,
-        sources: Sources { secrets: SecretReader::Given(secrets), egress: Egress::anywhere() },
+        sources: Sources { secrets: SecretReader::Given(secrets), policy: CurrentPolicy::fixed(Policy::anywhere()) },
         limits: RateLimits::default(),
         approved: settings.approved,
         clock: MongoClock::new(now),

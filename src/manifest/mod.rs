@@ -7,12 +7,15 @@
 //! 2. The CEL rules of the CustomResourceDefinition: `cel`.
 //! 3. The checks of reconcilers and workers: `reconcile`.
 //! 4. Settings that the installation must have: `settings`. They are warnings.
+//!
+//! [`parse_policy`] reads the policy file of an installation in the same way.
 
 mod cel;
 pub(crate) mod file;
 mod finding;
 mod kind;
 mod metadata;
+mod policy;
 mod reconcile;
 mod scalar;
 mod schema;
@@ -29,6 +32,7 @@ use cel::Evaluator;
 use finding::Report;
 pub use finding::{Finding, Origin, Severity};
 use kind::ObjectKind;
+pub use policy::parse_policy;
 use yaml::{Chunk, Content, Node, Position, SyntaxError};
 
 /// The version of all kinds.

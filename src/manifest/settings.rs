@@ -13,12 +13,14 @@ use crate::{
     },
     domain::{
         destination::Destination,
+        egress::{AddressClass, Denied, Egress},
         graphql::{self, Operation, annotation},
     },
-    sync::{Egress, source::egress::Denied},
+    sync::source::egress,
 };
 
 const ALLOWED_HOSTS: &str = "--source-allowed-hosts (SOURCE_ALLOWED_HOSTS)";
+const ALLOWED_CIDRS: &str = "--source-allowed-cidrs (SOURCE_ALLOWED_CIDRS)";
 /// Endings of host names that networks other than the internet use.
 const PRIVATE_DOMAINS: [&str; 7] = [".local", ".localhost", ".internal", ".svc", ".lan", ".home.arpa", ".test"];
 
@@ -105,9 +107,9 @@ fn check_sink(sink: &Sink, base: &str, report: &mut Report<'_>) {
     }
     if let Some(smtp) = &sink.smtp {
         let (base, host) = (format!("{base}.smtp"), &smtp.host);
-        let address = host.parse().ok();
-        if address.map_or_else(|| is_private_name(host), |address| !Egress::default().allows(address)) {
-            report.warning(&format!("{base}.host"), private_host(host));
+        let class = host.parse().ok().map(AddressClass::of).filter(|class| *class != AddressClass::Public);
+        if class.is_some() || is_private_name(host) {
+            report.warning(&format!("{base}.host"), private_host(host, class));
         } else if smtp.tls == SmtpTls::None {
             let message = format!(
                 "the operator sends mail without encryption only to hosts that {ALLOWED_HOSTS} names: it must name {host}"
@@ -130,9 +132,9 @@ fn named_ca<'a>(base: &str, entry: Option<&'a SecretKey>) -> impl Iterator<Item 
 fn check_url(text: &str, field: &str, report: &mut Report<'_>) -> Option<Destination> {
     let url = Url::parse(text.trim()).ok()?;
     let (to, host) = (Destination::of_url(&url)?, url.host_str()?.to_owned());
-    match Egress::default().admit(&url) {
-        Err(Denied::Address) => report.warning(field, private_host(&host)),
-        Ok(()) | Err(Denied::PlainText) if is_private_name(&host) => report.warning(field, private_host(&host)),
+    match egress::admit(&Egress::default(), &url) {
+        Err(Denied::Address(class)) => report.warning(field, private_host(&host, Some(class))),
+        Ok(()) | Err(Denied::PlainText) if is_private_name(&host) => report.warning(field, private_host(&host, None)),
         Err(Denied::PlainText) => {
             let message = format!(
                 "the operator uses http:// only for hosts that {ALLOWED_HOSTS} names: it must name {host}, or write https://"
@@ -144,9 +146,12 @@ fn check_url(text: &str, field: &str, report: &mut Report<'_>) -> Option<Destina
     Some(to)
 }
 
-fn private_host(host: &str) -> String {
+fn private_host(host: &str, class: Option<AddressClass>) -> String {
+    if class.is_some_and(AddressClass::needs_network) {
+        return format!("the operator connects to {host} only if {ALLOWED_CIDRS} names its network: allow the network");
+    }
     format!(
-        "the operator connects to hosts outside the internet only if {ALLOWED_HOSTS} names them, or --source-allowed-cidrs (SOURCE_ALLOWED_CIDRS) their network: allow {host}"
+        "the operator connects to hosts outside the internet only if {ALLOWED_HOSTS} names them, or {ALLOWED_CIDRS} their network: allow {host}"
     )
 }
 

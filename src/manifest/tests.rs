@@ -229,6 +229,11 @@ fn settings_that_an_object_needs_are_warnings() {
         ("https://users.default.svc/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
         ("https://users.svc.cluster.local/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
         ("https://localhost/", "", &["spec.source.graphQL.endpoint: the operator connects"]),
+        (
+            "https://127.0.0.1/",
+            "",
+            &["spec.source.graphQL.endpoint: the operator connects to 127.0.0.1 only if --source-allowed-cidrs"],
+        ),
         ("https://8.8.8.8/", "", &[]),
     ] {
         let spec = format!(

@@ -12,4 +12,4 @@ pub use collection::{
     Batch, BatchResult, Deployment, FoundJournal, PageEnd, PutBack, RemovalCandidates, States, TargetCollection,
 };
 pub use error::{Error, Unavailable};
-pub use source::{Doubt, Egress, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};
+pub use source::{Doubt, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};

@@ -1,7 +1,7 @@
 //! Metrics, as OpenMetrics text. Those of the process count up in statics; the rest is read at the time of a scrape.
 
 use std::{
-    sync::{LazyLock, atomic::AtomicU64},
+    sync::{LazyLock, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -69,6 +69,9 @@ static LEASES_LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static RECOVERIES: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 static CLOCK_SKEW: LazyLock<Family<Labels, Gauge<f64, AtomicU64>>> = LazyLock::new(Family::default);
+
+/// True when the policy file is invalid. `None`: the process has no policy file.
+static POLICY_INVALID: Mutex<Option<bool>> = Mutex::new(None);
 
 /// Buckets of durations of some milliseconds.
 const QUICK: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0];
@@ -180,6 +183,17 @@ pub fn skipped(reason: &'static str, count: u64) {
     SKIPPED.get_or_create(&vec![("reason", reason)]).inc_by(count);
 }
 
+/// Records whether the content of the policy file is valid.
+pub fn policy_read(is_valid: bool) {
+    *POLICY_INVALID.lock().unwrap_or_else(PoisonError::into_inner) = Some(!is_valid);
+}
+
+/// Returns true when the policy file is invalid. `None`: the process has no policy file.
+#[must_use]
+pub fn policy_invalid() -> Option<bool> {
+    *POLICY_INVALID.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The workers of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerSlots {
@@ -202,6 +216,8 @@ pub struct Metrics {
     pub queue: Option<Depth>,
     /// Number of schedules in each state of health. `None` in a process that does not reconcile.
     pub schedules: Option<[(&'static str, u64); 4]>,
+    /// True when the policy file is invalid. `None` in a process without a policy file.
+    pub policy_invalid: Option<bool>,
 }
 
 impl Metrics {
@@ -256,6 +272,10 @@ impl Metrics {
             let age = Gauge::<f64, AtomicU64>::default();
             age.set(oldest.as_secs_f64());
             registry.register_with_unit("sync_queue_oldest_waiting", help, Unit::Seconds, age);
+        }
+        if let Some(is_invalid) = self.policy_invalid {
+            let help = "1 when the policy file is invalid, and the policy before it applies";
+            registry.register("sync_policy_invalid", help, gauge(u64::from(is_invalid)));
         }
         if self.serving {
             let help = "Calls that were answered, by route and status code";
@@ -317,6 +337,7 @@ pub(crate) mod tests {
             workers: Some(WorkerSlots { slots: 4, busy: 2 }),
             queue: Some(Depth { active: 1, waiting: 2, delayed: 3, parked: 4, workers: 5, oldest }),
             schedules: Some([("ok", 9), ("overdue", 1), ("suspended", 0), ("invalid", 0)]),
+            policy_invalid: Some(false),
         }
     }
 
@@ -351,6 +372,7 @@ pub(crate) mod tests {
             "sync_queue_runs{state=\"parked\"} 4\n",
             "sync_schedule_skipped_total{reason=\"Deadline\"} 2\n",
             "sync_schedule_skew_seconds_count 1\n",
+            "sync_policy_invalid 0\n",
             "sync_http_requests_total{route=\"/jobs\",code=\"200\"} 1\n",
             "sync_http_request_duration_seconds_count{route=\"/jobs\"} 1\n",
         ] {

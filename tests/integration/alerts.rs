@@ -335,7 +335,7 @@ async fn a_sinks_condition_has_its_error_without_secrets() {
         "Secret no-url has no key key",
         "Secret other-path may not be used for the path of a request to http://127.0.0.1:",
         "it refuses messages with 404",
-        "an address the operator does not allow",
+        "it is at a link-local address, which the operator does not allow: only a network allows it",
     ]) {
         let ready = &sink.conditions[0];
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSink"), "{sink:?}");

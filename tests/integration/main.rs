@@ -43,6 +43,7 @@ mod rollback;
 mod schedules;
 mod sources;
 mod support;
+mod tenants;
 mod traces;
 mod watch_cache;
 mod workers;

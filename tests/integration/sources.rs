@@ -369,17 +369,19 @@ async fn addresses_that_are_not_allowed_get_no_request() {
     env.seed(3, 0).await;
     let (_operator, _) = env.all(&["--source-allowed-hosts", "127.0.0.2"]);
     let port = upstream.url.rsplit_once(':').unwrap().1.to_owned();
-    for (name, host) in [
-        ("loopback", "127.0.0.1"),
-        ("name", "localhost"),
-        ("six", "[::1]"),
-        ("mapped", "[::ffff:127.0.0.1]"),
-        ("number", "2130706433"),
-        ("metadata", "169.254.169.254"),
+    for (name, host, class) in [
+        ("loopback", "127.0.0.1", "loopback"),
+        ("name", "localhost", "loopback"),
+        ("six", "[::1]", "loopback"),
+        ("mapped", "[::ffff:127.0.0.1]", "loopback"),
+        ("number", "2130706433", "loopback"),
+        ("metadata", "169.254.169.254", "link-local"),
+        ("private", "10.255.255.1", "private"),
     ] {
         let status = run(&env, name, with(&upstream, &json!({"endpoint": format!("https://{host}:{port}")}))).await;
         let (reason, message) = ended(&status);
-        let is_refused = message.starts_with("source.graphQL.endpoint is at an address the operator does not allow");
+        let expected = format!("source.graphQL.endpoint is at a {class} address, which the operator does not allow: ");
+        let is_refused = message.starts_with(&expected);
         assert!(reason == "InvalidSource" && is_refused, "{host}: {reason}: {message}");
     }
     let plain = run(&env, "plain", with(&upstream, &json!({"endpoint": "http://gitlab.example/"}))).await;

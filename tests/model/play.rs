@@ -19,6 +19,7 @@ use mongodb::{Database, IndexModel, options::IndexOptions};
 use sync_operator::{
     api::SyncJobSpec,
     domain::{
+        policy::Policy,
         rate_limit::Reservation,
         run::{Checkpoint, LeaseState, RunSpec},
     },
@@ -26,7 +27,8 @@ use sync_operator::{
         AttemptResult, CoordinationError, Coordinator, GivenSecrets, Opening, RunAttempt, SecretReader, Signals,
         Sources,
     },
-    sync::{Deployment, Egress},
+    policy::CurrentPolicy,
+    sync::Deployment,
     telemetry::traces::Parent,
 };
 use tokio::sync::watch;
@@ -50,7 +52,7 @@ const AUTHORITY: &[u8] = include_bytes!("authority.pem");
 pub fn sources() -> Sources {
     let mut secrets = GivenSecrets::default();
     secrets.insert("authority".to_owned(), "pem".to_owned(), AUTHORITY.to_owned());
-    Sources { egress: Egress::anywhere(), secrets: SecretReader::Given(secrets) }
+    Sources { policy: CurrentPolicy::fixed(Policy::anywhere()), secrets: SecretReader::Given(secrets) }
 }
 
 /// The environment of all cases.

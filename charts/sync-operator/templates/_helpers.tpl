@@ -220,6 +220,23 @@ topologySpreadConstraints:
 {{- with .Values.sources.allowedCIDRs }}
 - {name: SOURCE_ALLOWED_CIDRS, value: {{ join "," . | quote }}}
 {{- end }}
+{{- if .Values.policy }}
+- {name: POLICY_FILE, value: /etc/sync-operator/policy/policy.yaml}
+{{- end }}
+{{- end -}}
+
+{{- define "sync-operator.policyMount" -}}
+{{- if .Values.policy }}
+- {name: policy, mountPath: /etc/sync-operator/policy, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* ConfigMap with the policy. It is not in the checksum of the pods, because the policy changes without a restart. */}}
+{{- define "sync-operator.policyVolume" -}}
+{{- if .Values.policy }}
+- name: policy
+  configMap: {name: {{ include "sync-operator.fullname" . }}-policy, defaultMode: 0444}
+{{- end }}
 {{- end -}}
 
 {{- define "sync-operator.logEnv" -}}

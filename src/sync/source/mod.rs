@@ -6,7 +6,11 @@ pub(crate) mod limits;
 mod links;
 mod proof;
 
-use std::{mem, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bson::Bson;
 use jiff::Timestamp;
@@ -22,15 +26,15 @@ use crate::{
     connection_error,
     domain::{
         destination::Destination,
+        egress::{Denied, Egress},
         secret_scope::SecretScope,
         source::{Asking, By, Pages, Request, SourceSpec},
         url_template,
     },
+    policy::NamespaceEgress,
 };
 pub use answer::SourcePage;
 use answer::{End, unusable};
-pub use egress::Egress;
-use egress::{Denied, NotAllowed};
 pub use proof::{Doubt, Walk};
 
 /// Longest answer, in bytes.
@@ -39,7 +43,7 @@ const MAX_ANSWER: usize = 16 << 20;
 const MAX_ADDRESS: usize = 16 << 10;
 
 /// Secrets of a source. Must not be shown.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Secrets {
     /// Values of headers, by name.
     pub headers: Vec<(String, String)>,
@@ -52,10 +56,17 @@ pub struct Secrets {
 /// Client of the API of a source.
 #[derive(Clone)]
 pub struct SourceClient {
-    client: Client,
+    connections: Arc<Mutex<Connections>>,
+    secrets: Arc<Secrets>,
+    egress: NamespaceEgress,
     endpoint: Url,
     spec: SourceSpec,
-    scopes: Vec<SecretScope>,
+}
+
+/// Connections to a source, with the addresses that were allowed when they were made.
+struct Connections {
+    client: Client,
+    allowed: Egress,
 }
 
 /// Result of a source for one document.
@@ -148,26 +159,28 @@ impl SourceClient {
     ///
     /// # Errors
     /// When the endpoint is not allowed, or a secret cannot be used.
-    pub fn new(spec: &SourceSpec, secrets: &Secrets, egress: &Egress) -> Result<Self, Error> {
+    pub fn new(spec: &SourceSpec, secrets: Secrets, egress: NamespaceEgress) -> Result<Self, Error> {
         let endpoint = endpoint(spec)?;
         check_scopes(&secrets.scopes, &endpoint)?;
-        egress.admit(&endpoint).map_err(|denied| match denied {
-            Denied::Address => not_allowed(spec),
-            Denied::PlainText => {
-                let field = spec.own_field("endpoint");
-                rejected(&format!(
-                    "{field} must be https, or its host be named by the operator's --source-allowed-hosts"
-                ))
-            }
-        })?;
-        let unusable = |what| rejected(&format!("{} holds no {what}", spec.field("caSecretRef")));
-        let client = egress
-            .client(secrets.ca.as_deref())
-            .ok_or_else(|| unusable("certificate in PEM"))?
-            .timeout(spec.timeout)
-            .default_headers(headers(&secrets.headers)?);
-        let client = client.build().map_err(|_| unusable("usable certificate"))?;
-        Ok(Self { client, endpoint, spec: spec.clone(), scopes: secrets.scopes.clone() })
+        let allowed = egress.get();
+        egress::admit(&allowed, &endpoint).map_err(|denied| not_allowed(spec, denied))?;
+        let client = connect(spec, &secrets, egress.clone(), &endpoint)?;
+        let connections = Arc::new(Mutex::new(Connections { client, allowed }));
+        Ok(Self { connections, secrets: Arc::new(secrets), egress, endpoint, spec: spec.clone() })
+    }
+
+    /// Returns the client for a request to an address. After a change of the policy, the connections from before are
+    /// not used again.
+    fn client(&self, address: &Url) -> Result<Client, Error> {
+        check_scopes(&self.secrets.scopes, address)?;
+        let allowed = self.egress.get();
+        egress::admit(&allowed, address).map_err(|denied| not_allowed(&self.spec, denied))?;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.allowed != allowed {
+            let client = connect(&self.spec, &self.secrets, self.egress.clone(), &self.endpoint)?;
+            *connections = Connections { client, allowed };
+        }
+        Ok(connections.client.clone())
     }
 
     /// Spec of the source.
@@ -195,7 +208,7 @@ impl SourceClient {
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
         let decode = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
-        Ok(self.send(self.post(variables), received, decode).await?)
+        Ok(self.send(self.post(variables)?, received, decode).await?)
     }
 
     /// Requests documents with their keys in the address. Keys that cannot be part of an address have failed: the
@@ -255,7 +268,7 @@ impl SourceClient {
         let decode = |_: &HeaderMap, answer: Option<Value>| {
             answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
-        Ok(self.send(self.post(variables), || (), decode).await?)
+        Ok(self.send(self.post(variables)?, || (), decode).await?)
     }
 
     fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, RequestFailure> {
@@ -275,12 +288,11 @@ impl SourceClient {
 
     /// A request for an address, which a key or the server may have determined.
     fn get(&self, address: Url) -> Result<RequestBuilder, Error> {
-        check_scopes(&self.scopes, &address)?;
-        Ok(self.client.get(address).header(ACCEPT, "application/json"))
+        Ok(self.client(&address)?.get(address).header(ACCEPT, "application/json"))
     }
 
     /// The query with these variables.
-    fn post(&self, variables: Map<String, Value>) -> RequestBuilder {
+    fn post(&self, variables: Map<String, Value>) -> Result<RequestBuilder, Error> {
         let mut body = Map::new();
         if let Request::GraphQl { query, operation_name, .. } = &self.spec.request {
             body.insert("query".to_owned(), Value::from(query.as_str()));
@@ -289,8 +301,9 @@ impl SourceClient {
                 body.insert("operationName".to_owned(), Value::from(name.as_str()));
             }
         }
-        let request = self.client.post(self.endpoint.clone()).header(CONTENT_TYPE, "application/json");
-        request.body(Value::Object(body).to_string())
+        let client = self.client(&self.endpoint)?;
+        let request = client.post(self.endpoint.clone()).header(CONTENT_TYPE, "application/json");
+        Ok(request.body(Value::Object(body).to_string()))
     }
 
     /// Sends a request, and reads headers and body of the answer.
@@ -345,8 +358,8 @@ impl SourceClient {
         let mut causes = String::new();
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
-            if inner.is::<NotAllowed>() {
-                return RequestFailure::Fatal(not_allowed(&self.spec));
+            if let Some(denied) = inner.downcast_ref::<Denied>() {
+                return RequestFailure::Fatal(not_allowed(&self.spec, *denied));
             }
             causes += &format!("{inner}; ");
             cause = inner.source();
@@ -404,11 +417,18 @@ fn headers(given: &[(String, String)]) -> Result<HeaderMap, Error> {
     Ok(headers)
 }
 
-fn not_allowed(spec: &SourceSpec) -> Error {
-    rejected(&format!(
-        "{} is at an address the operator does not allow: name its host in --source-allowed-hosts, or its network in --source-allowed-cidrs",
-        spec.own_field("endpoint")
-    ))
+fn not_allowed(spec: &SourceSpec, denied: Denied) -> Error {
+    rejected(&format!("{} {denied}", spec.own_field("endpoint")))
+}
+
+/// Opens a client for requests to `endpoint`, with the headers of the source.
+fn connect(spec: &SourceSpec, secrets: &Secrets, egress: NamespaceEgress, endpoint: &Url) -> Result<Client, Error> {
+    let unusable = |what| rejected(&format!("{} holds no {what}", spec.field("caSecretRef")));
+    let client = egress::client(egress, endpoint, secrets.ca.as_deref())
+        .ok_or_else(|| unusable("certificate in PEM"))?
+        .timeout(spec.timeout)
+        .default_headers(headers(&secrets.headers)?);
+    client.build().map_err(|_| unusable("usable certificate"))
 }
 
 /// Describes an answer that is no success, and its fix.

@@ -1,0 +1,265 @@
+//! The policy file of an installation: reading and validation, with the positions of mistakes.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    finding::{Finding, Report},
+    schema::{self, join},
+    yaml::{self, Content, Node, Position},
+};
+use crate::domain::{
+    egress::AddressRule,
+    policy::{AddressEntry, Policy, Scope},
+};
+
+const MAX_LABEL: usize = 63;
+
+/// The file as its author writes it. An absent list differs from an empty list.
+#[derive(Deserialize, JsonSchema)]
+struct PolicyDocument {
+    addresses: Option<Vec<AddressItem>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct AddressItem {
+    name: String,
+    namespaces: Option<Vec<String>>,
+    hosts: Option<Vec<String>>,
+    networks: Option<Vec<String>>,
+}
+
+/// Reads and validates a policy. `file` is its name in findings.
+///
+/// # Errors
+/// The mistakes, in the order of their positions.
+pub fn parse_policy(file: &str, text: &str) -> Result<Policy, Vec<Finding>> {
+    let mut report = Report::new(file, Position { line: 1, column: 1 });
+    let policy = read_root(text, &mut report).and_then(|root| read_policy(&root, &mut report));
+    match policy {
+        Some(policy) if !report.has_errors() => Ok(policy),
+        _ => Err(report.into_findings()),
+    }
+}
+
+/// Reads the only document of the file.
+fn read_root(text: &str, report: &mut Report<'_>) -> Option<Node> {
+    let (chunks, mut errors) = yaml::split(text);
+    let mut roots = Vec::new();
+    for chunk in chunks {
+        let (root, more) = yaml::parse(chunk);
+        roots.extend(root);
+        errors.extend(more);
+    }
+    for error in errors {
+        report.error_at(error.at, error.message);
+    }
+    if let Some(second) = roots.get(1) {
+        report.error_at(second.first_position(), "a policy is one document: move its lists into the first one");
+    }
+    if roots.is_empty() && !report.has_errors() {
+        report.error("", "the file is empty: write {} for a policy without entries");
+    }
+    roots.into_iter().next()
+}
+
+fn read_policy(root: &Node, report: &mut Report<'_>) -> Option<Policy> {
+    let schema = policy_schema();
+    let value = schema::check(schema, root, "", report);
+    schema::report_unknown_fields(schema, root, "", report);
+    report_nulls(root, "", report);
+    if report.has_errors() {
+        return None;
+    }
+    match serde_json::from_value::<PolicyDocument>(value) {
+        Ok(document) => Some(convert(document, report)),
+        Err(error) => {
+            report.error("", format!("not a valid policy: {error}: correct it"));
+            None
+        }
+    }
+}
+
+fn policy_schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let settings = SchemaSettings::openapi3().with(|settings| settings.inline_subschemas = true);
+        json!(settings.into_generator().into_root_schema_for::<PolicyDocument>())
+    });
+    &SCHEMA
+}
+
+/// Reports values that are null. A list that a template left empty must not count as absent, which allows more.
+fn report_nulls(node: &Node, path: &str, report: &mut Report<'_>) {
+    match &node.content {
+        Content::Scalar(Value::Null) if !path.is_empty() => {
+            report.error(path, "must not be null: set it, write [] for an empty list, or remove the key");
+        }
+        Content::Scalar(_) => {}
+        Content::List(items) => {
+            for (index, item) in items.iter().enumerate() {
+                report_nulls(item, &format!("{path}[{index}]"), report);
+            }
+        }
+        Content::Mapping(entries) => {
+            for entry in entries {
+                report_nulls(&entry.value, &join(path, &entry.key), report);
+            }
+        }
+    }
+}
+
+/// Converts a document with the right structure. Reports the values that have no meaning.
+fn convert(document: PolicyDocument, report: &mut Report<'_>) -> Policy {
+    let mut names = BTreeMap::new();
+    let mut addresses = Vec::new();
+    for (index, item) in document.addresses.into_iter().flatten().enumerate() {
+        let path = format!("addresses[{index}]");
+        check_name(&item.name, &path, &mut names, report);
+        let scope = Scope { namespaces: item.namespaces };
+        check_labels(scope.namespaces.as_deref(), &format!("{path}.namespaces"), report);
+        if item.hosts.is_none() && item.networks.is_none() {
+            report.error(&path, "hosts or networks is needed: add one of them");
+        }
+        let hosts = item.hosts.map(|hosts| convert_hosts(&hosts, &format!("{path}.hosts"), report));
+        let networks = item.networks.map(|networks| convert_networks(&networks, &format!("{path}.networks"), report));
+        addresses.push(AddressEntry { name: item.name, scope, rule: AddressRule { hosts, networks } });
+    }
+    Policy { addresses, everywhere: Vec::new() }
+}
+
+/// Checks the name of an entry, which is unique in the file.
+fn check_name(name: &str, path: &str, names: &mut BTreeMap<String, String>, report: &mut Report<'_>) {
+    let field = format!("{path}.name");
+    if !is_label(name) {
+        report.error(&field, not_a_label(name));
+    }
+    if let Some(first) = names.insert(name.to_owned(), path.to_owned()) {
+        report.error(&field, format!("{first} has the name {name} already: choose another name"));
+    }
+}
+
+fn check_labels(labels: Option<&[String]>, path: &str, report: &mut Report<'_>) {
+    for (index, label) in labels.unwrap_or_default().iter().enumerate().filter(|(_, label)| !is_label(label)) {
+        report.error(&format!("{path}[{index}]"), not_a_label(label));
+    }
+}
+
+fn not_a_label(text: &str) -> String {
+    format!("{text:?} is no name: write lower-case letters, digits and -, at most {MAX_LABEL} characters")
+}
+
+/// True for a DNS label (RFC 1123), as names of namespaces are.
+fn is_label(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let has_ends = text.bytes().next().is_some_and(is_letter) && text.bytes().next_back().is_some_and(is_letter);
+    has_ends && text.len() <= MAX_LABEL && text.bytes().all(|byte| is_letter(byte) || byte == b'-')
+}
+
+fn convert_hosts(hosts: &[String], path: &str, report: &mut Report<'_>) -> Vec<String> {
+    for (index, host) in hosts.iter().enumerate() {
+        if let Err(message) = check_host(host) {
+            report.error(&format!("{path}[{index}]"), message);
+        }
+    }
+    hosts.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase()).collect()
+}
+
+fn check_host(host: &str) -> Result<(), String> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        return Err(format!("{host} is an address: move it to networks, such as {host}/32"));
+    }
+    let is_part =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    if name.trim_end_matches('.').split('.').all(is_part) {
+        return Ok(());
+    }
+    Err(format!("{host:?} is no host: write a name such as api.example.com, or *.example.com, without scheme and port"))
+}
+
+fn convert_networks(networks: &[String], path: &str, report: &mut Report<'_>) -> Vec<IpNet> {
+    let mut parsed = Vec::new();
+    for (index, text) in networks.iter().enumerate() {
+        if let Ok(network) = text.parse() {
+            parsed.push(network);
+        } else {
+            let message = format!("{text:?} is no network: write an address and a length, such as 10.0.0.0/8");
+            report.error(&format!("{path}[{index}]"), message);
+        }
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        let findings = parse_policy("p.yaml", text).err().unwrap_or_default();
+        findings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_policy_has_the_entries_of_its_file() {
+        let text = "addresses:\n- name: api\n  namespaces: [team-a]\n  hosts: [API.example., \"*.svc\"]\n  networks: \
+                    [10.96.0.0/12]\n- {name: lab, networks: [\"fd12::/16\"], namespaces: []}\n";
+        let policy = parse_policy("p.yaml", text).unwrap();
+        let rules: Vec<_> = policy.addresses.iter().map(|entry| (entry.name.as_str(), &entry.rule)).collect();
+        let network = |text: &str| Some(vec![text.parse().unwrap()]);
+        let hosts = Some(vec!["api.example".to_owned(), "*.svc".to_owned()]);
+        assert_eq!(
+            rules,
+            [
+                ("api", &AddressRule { hosts, networks: network("10.96.0.0/12") }),
+                ("lab", &AddressRule { hosts: None, networks: network("fd12::/16") }),
+            ]
+        );
+        let namespaces: Vec<_> = policy.addresses.iter().map(|entry| entry.scope.namespaces.clone()).collect();
+        assert_eq!(namespaces, [Some(vec!["team-a".to_owned()]), Some(Vec::new())]);
+        for empty in ["{}", "addresses: []", "# none\n---\n{}\n"] {
+            assert_eq!(parse_policy("p.yaml", empty), Ok(Policy::default()), "{empty}");
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_position_and_its_fix() {
+        let entry = |text: &str| format!("addresses:\n- name: a\n  hosts: [x]\n{text}");
+        for (text, expected) in [
+            ("", "p.yaml:1:1: error: the file is empty: write {}"),
+            ("[]", "p.yaml:1:1: error: must be of type object, not a list"),
+            ("a: [", "p.yaml:2:1: error: not valid YAML"),
+            ("{}\n---\n{}", "p.yaml:3:1: error: a policy is one document"),
+            ("adresses: []", "p.yaml:1:1: error: adresses: unknown field \"adresses\": did you mean \"addresses\"?"),
+            ("addresses: []\naddresses: []", "p.yaml:2:1: error: duplicate key \"addresses\": line 1 has it already"),
+            ("addresses:", "p.yaml:1:1: error: addresses: must not be null: set it, write [] for an empty list"),
+            ("addresses:\n- hosts: [x]", "p.yaml:2:3: error: addresses[0].name: is required: add it"),
+            ("addresses: [{name: a}]", "p.yaml:1:13: error: addresses[0]: hosts or networks is needed: add one"),
+            (
+                &entry("  host: []"),
+                "p.yaml:4:3: error: addresses[0].host: unknown field \"addresses[0].host\": did you",
+            ),
+            (&entry("  networks: 10.0.0.0/8"), "p.yaml:4:3: error: addresses[0].networks: must be of type array"),
+            (
+                &entry("  networks: [10.0.0.1]"),
+                "p.yaml:4:14: error: addresses[0].networks[0]: \"10.0.0.1\" is no network",
+            ),
+            (&entry("  namespaces: [Team]"), "p.yaml:4:16: error: addresses[0].namespaces[0]: \"Team\" is no name"),
+            (&entry("- {name: a, hosts: [h]}"), "p.yaml:4:4: error: addresses[1].name: addresses[0] has the name a"),
+            (&entry("- {name: -b, hosts: [h]}"), "p.yaml:4:4: error: addresses[1].name: \"-b\" is no name"),
+            (
+                &entry("- {name: b, hosts: [\"https://h\"]}"),
+                "p.yaml:4:21: error: addresses[1].hosts[0]: \"https://h\" is",
+            ),
+            (&entry("- {name: b, hosts: [h:80]}"), "p.yaml:4:21: error: addresses[1].hosts[0]: \"h:80\" is no host"),
+            (&entry("- {name: b, hosts: [\"*\"]}"), "p.yaml:4:21: error: addresses[1].hosts[0]: \"*\" is no host"),
+            (&entry("- {name: b, hosts: [127.0.0.1]}"), "p.yaml:4:21: error: addresses[1].hosts[0]: 127.0.0.1 is an"),
+        ] {
+            let found = lines(text);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{text}\n{found:#?}");
+        }
+    }
+}
