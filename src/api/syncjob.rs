@@ -115,8 +115,8 @@ pub struct SyncJobSpec {
     #[x_kube(validation = rules::duration("ttlAfterFinished", "0s", "8760h", "24h"))]
     pub ttl_after_finished: Option<GoDuration>,
 
-    /// Priority of the run in the queue, -1000 to 1000. Runs with a higher priority start first, and runs of the same
-    /// priority in the order of their arrival.
+    /// Priority of the run in the queue, -1000 to 1000. Runs with a higher priority start first. Within a priority the
+    /// namespaces take turns, and runs of one namespace start in the order of their arrival.
     #[serde(default)]
     #[x_kube(validation = rules::range("priority", -1000, 1000))]
     pub priority: i32,

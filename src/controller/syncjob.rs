@@ -232,6 +232,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
     let recorded = job::recorded(&live, context.clock.now());
     let run = NewRun {
         uid,
+        namespace: &payload.namespace,
         payload: &json(&payload),
         priority: live.spec.priority,
         // A cancelled run is enqueued for its rollback, and only a run that has begun is rolled back.

@@ -6,7 +6,7 @@ pub(super) struct Keys {
     prefix: String,
     /// Keys of all scripts, in the order of `scripts/prelude.lua`. First come the sets of unfinished runs (4), then of
     /// ended runs (2), then the waiting runs by the time since which they wait.
-    pub shared: [String; 14],
+    pub shared: [String; 15],
 }
 
 impl Keys {
@@ -27,6 +27,7 @@ impl Keys {
             "asserted",
             "owner",
             "clock",
+            "shares",
         ];
         Self { shared: names.map(|name| format!("{prefix}:{name}")), prefix }
     }

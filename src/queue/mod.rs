@@ -13,7 +13,7 @@ mod scripts;
 mod types;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -56,6 +56,8 @@ const MAX_STALLS: u32 = 5;
 const CHUNK: usize = 100;
 /// Answer of a claim while no run may be claimed.
 const UNASSERTED: i64 = -2;
+/// Answer of a claim when more delayed runs are due than one call handles.
+const MORE_DUE: i64 = -3;
 /// Longest wait for an answer. The default of redis-rs, 500 ms, is too short for a busy server.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -347,7 +349,8 @@ impl Queue {
             .arg(run.parked_for.as_millis() as u64)
             .arg(self.installation().to_string())
             .arg(run.needs)
-            .arg(self.level.number);
+            .arg(self.level.number)
+            .arg(run.namespace);
         match self.call::<Option<String>>(&call, "enqueue a run").await {
             Err(error) if error.refusal() == Some("OWNED") => Err(Error::Owned),
             existing => Ok(existing?.is_none()),
@@ -358,9 +361,9 @@ impl Queue {
         call.call(&mut self.connection.clone()).await.map_err(unavailable(action))
     }
 
-    /// Claims the next runs: highest priority first, then first come, first served. At most `most` (and at most 32),
-    /// and no more than an equal share for each living worker. Without a run to claim, returns the time until a
-    /// delayed run is due. `candidates` is kept from one call to the next, which saves a call.
+    /// Claims the next runs: highest priority first, then in turn for the namespaces, then first come, first served. At
+    /// most `most` (and at most 32), and no more than an equal share for each living worker. Without a run to claim,
+    /// returns the time until a delayed run is due. `candidates` is kept from one call to the next, which saves a call.
     ///
     /// # Errors
     /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires.
@@ -373,33 +376,35 @@ impl Queue {
     ) -> Result<Result<Vec<Claim>, Option<Duration>>, Error> {
         let most = most.clamp(1, MAX_CLAIMS);
         let (window, installation) = (2 * most.max(2), self.installation().to_string());
-        // Skipped runs stay in the set, so the runs behind them have to be checked as well.
-        for offset in (0..).step_by(window) {
-            // The first call may only return which runs wait now.
-            for fresh in [false, true] {
-                let mut call = self.script(&scripts::CLAIM);
-                call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
-                call.arg(most).arg(offset).arg(window).arg(u8::from(fresh)).arg(&installation);
-                for uid in &candidates.0 {
-                    call.key(self.keys.run(uid)).arg(uid);
-                }
-                let (claimed, now, next_due): (Vec<Claimed>, i64, i64);
-                (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
-                if !claimed.is_empty() {
-                    return Ok(Ok(parse_claims(claimed, now)));
-                }
-                if next_due == UNASSERTED {
-                    return Err(Error::Unasserted);
-                }
-                if candidates.0.is_empty() {
-                    let next_due = u64::try_from(next_due).ok().map(Duration::from_millis);
-                    // Others may have emptied the first page meanwhile, and runs moved up into it.
-                    let soon = (offset > 0).then_some(Duration::from_secs(1));
-                    return Ok(Err(next_due.into_iter().chain(soon).min()));
-                }
+        // The first call may only return which runs wait now.
+        let (mut offset, mut is_fresh) = (0, false);
+        loop {
+            let mut call = self.script(&scripts::CLAIM);
+            call.arg(self.level.number).arg(worker).arg(self.lease.as_millis() as u64);
+            call.arg(most).arg(offset).arg(window).arg(u8::from(is_fresh)).arg(&installation);
+            for uid in &candidates.0 {
+                call.key(self.keys.run(uid)).arg(uid);
             }
+            let (claimed, now, next_due): (Vec<Claimed>, i64, i64);
+            (claimed, now, candidates.0, next_due) = self.call(&call, "claim runs").await?;
+            if !claimed.is_empty() {
+                return Ok(Ok(parse_claims(claimed, now)));
+            }
+            if next_due == UNASSERTED {
+                return Err(Error::Unasserted);
+            }
+            if candidates.0.is_empty() {
+                let next_due = u64::try_from(next_due).ok().map(Duration::from_millis);
+                // Others may have emptied the first page meanwhile, and runs moved up into it.
+                let soon = (offset > 0).then_some(Duration::from_secs(1));
+                return Ok(Err(next_due.into_iter().chain(soon).min()));
+            }
+            // Skipped runs stay in the set, so the runs behind them have to be checked as well.
+            if is_fresh && next_due != MORE_DUE {
+                offset += window;
+            }
+            is_fresh = !is_fresh || next_due == MORE_DUE;
         }
-        Ok(Err(None))
     }
 
     /// Extends the leases of a worker's runs, and shows that the worker lives.
@@ -574,7 +579,8 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn repair(&self, known: impl IntoIterator<Item = String>) -> Result<Repaired, Error> {
-        let mut uids: HashSet<String> = self.members(0..7).await?.into_iter().collect();
+        // In order, because runs that wait again take their turns in this order.
+        let mut uids: BTreeSet<String> = self.members(0..7).await?.into_iter().collect();
         uids.extend(known);
         let mut found = Repaired::default();
         let uids: Vec<String> = uids.into_iter().collect();

@@ -28,6 +28,8 @@ impl From<u8> for FencedWrite {
 pub struct NewRun<'a> {
     /// The run's id.
     pub uid: &'a str,
+    /// Namespace of the run: those of one priority take turns.
+    pub namespace: &'a str,
     /// Payload for the worker, as JSON.
     pub payload: &'a str,
     /// -1000 to 1000, higher first.
@@ -53,11 +55,12 @@ pub struct NewRun<'a> {
 }
 
 impl<'a> NewRun<'a> {
-    /// A run that was never in the queue, with priority 0.
+    /// A run that was never in the queue, of no namespace and with priority 0.
     #[must_use]
     pub fn new(uid: &'a str, payload: &'a str) -> Self {
         Self {
             uid,
+            namespace: "",
             payload,
             priority: 0,
             started: None,

@@ -191,3 +191,79 @@ async fn the_runs_of_each_release_are_completed() {
         queue.repair([]).await.unwrap();
     }
 }
+
+/// Enqueues a run as the releases without flows do: its rank is its arrival.
+async fn enqueue_by_arrival(queue: &str, uid: &str, priority: i64) {
+    let mut redis = connection().await;
+    let key = |name: &str| format!("{{sync:{queue}}}:{name}");
+    let arrival: i64 = redis.incr(key("seq"), 1).await.unwrap();
+    let rank = (1000 - priority) * (1 << 40) + arrival;
+    let mut pipeline = redis::pipe();
+    let now = Timestamp::now();
+    let numbers = [("priority", priority), ("rank", rank), ("epoch", now.as_microsecond()), ("stalls", 0)];
+    pipeline.hset_multiple(key(&format!("run:{uid}")), &numbers);
+    let texts = [("format", "1"), ("payload", "{}"), ("history", "[]"), ("state", "waiting")];
+    pipeline.hset_multiple(key(&format!("run:{uid}")), &texts);
+    pipeline.zadd(key("waiting"), uid, rank).zadd(key("due"), uid, now.as_millisecond());
+    pipeline.exec_async(&mut redis).await.unwrap();
+}
+
+#[tokio::test]
+async fn runs_without_flows_take_turns_with_the_others() {
+    let name = unique("compat");
+    let queue = Queue::new(&variable("REDIS_URL"), &name, Duration::from_secs(30)).unwrap();
+    for number in 0..30 {
+        enqueue_by_arrival(&name, &format!("old-{number:02}"), 0).await;
+    }
+    assert!(queue.confirm(&queue.server().await.unwrap().replication_id).await.unwrap());
+    let enqueue = async |namespace: &str, uid: &str| {
+        assert!(queue.enqueue(&NewRun { namespace, ..NewRun::new(uid, "{}") }).await.unwrap());
+    };
+    let claim = async |most: usize| -> Vec<String> {
+        let claims = queue.claim("w", most, &mut Candidates::default()).await.unwrap().unwrap();
+        claims.into_iter().map(|claim| claim.uid).collect()
+    };
+    enqueue("a", "a").await;
+    let claimed = claim(2).await;
+    assert!(claimed.contains(&"a".to_owned()), "{claimed:?}");
+    // An older controller enqueues during the upgrade, or after a downgrade.
+    enqueue_by_arrival(&name, "late", 0).await;
+    enqueue("b", "b").await;
+    enqueue("b", "c").await;
+    let claimed = claim(4).await;
+    assert!(["b", "c"].iter().all(|uid| claimed.contains(&(*uid).to_owned())), "{claimed:?}");
+    let rest: Vec<String> = [claim(16).await, claim(16).await].concat();
+    assert_eq!(rest.last().map(String::as_str), Some("late"), "{rest:?}");
+}
+
+/// A release without flows needs the rank of each run, and gives its own runs ranks from the counter of arrivals.
+#[tokio::test]
+async fn a_downgrade_finds_a_rank_for_every_run() {
+    let name = unique("compat");
+    let queue = Queue::new(&variable("REDIS_URL"), &name, Duration::from_secs(30)).unwrap();
+    let uids = ["parked", "active", "delayed", "waiting", "next", "moved"];
+    for uid in uids {
+        let suspended = (uid == "parked").then(Timestamp::now);
+        let run = NewRun { suspended, namespace: "a", ..NewRun::new(uid, "{}") };
+        assert!(queue.enqueue(&run).await.unwrap());
+    }
+    let claims = queue.claim("w", 2, &mut Candidates::default()).await.unwrap().unwrap();
+    let (uid, epoch, checkpoint) = (claims[1].uid.clone(), claims[1].entry.epoch, "{}".to_owned());
+    let disposition = Disposition::Retry(Duration::from_secs(60));
+    let delayed = Release { uid, epoch, disposition, checkpoint, attempts: None };
+    assert_eq!(queue.release([&delayed]).await.unwrap(), [FencedWrite::Applied]);
+    let lower = Control { suspended: false, cancelled: None, priority: -5, approved: None };
+    assert!(queue.control("moved", lower).await.unwrap());
+    let mut redis = connection().await;
+    let key = |part: &str| format!("{{sync:{name}}}:{part}");
+    let seq: i64 = redis.get(key("seq")).await.unwrap();
+    for uid in uids {
+        let rank: i64 = redis.hget(key(&format!("run:{uid}")), "rank").await.unwrap();
+        let priority = if uid == "moved" { -5 } else { 0 };
+        let tag = rank - (1000 - priority) * (1 << 40);
+        assert!(tag > 0 && tag <= seq, "{uid}: the tag is {tag}, and the counter {seq}");
+        let score: Option<f64> = redis.zscore(key("waiting"), uid).await.unwrap();
+        assert!(score.is_none_or(|score| score == rank as f64), "{uid}");
+    }
+    assert_eq!(queue.depth().await.unwrap().waiting, 3);
+}

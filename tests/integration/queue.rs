@@ -996,7 +996,7 @@ const SUSPEND: Control<'_> = Control { suspended: true, ..CONTINUE };
 const CANCEL: Control<'_> = Control { cancelled: Some(r#"{"why":2}"#), ..CONTINUE };
 
 #[tokio::test]
-async fn a_suspended_run_is_parked_and_keeps_its_place() {
+async fn a_suspended_run_is_parked_and_waits_again() {
     let queue = queue(LEASE);
     for uid in ["a", "b"] {
         enqueue(&queue, uid, 0).await;
@@ -1005,7 +1005,129 @@ async fn a_suspended_run_is_parked_and_keeps_its_place() {
     assert_eq!(entry(&queue, "a").await.state, State::Parked);
     assert_eq!(queue.depth().await.unwrap().parked, 1);
     assert!(queue.control("a", CONTINUE).await.unwrap());
-    assert_eq!(claim(&queue, "w").await.uid, "a");
+    for expected in ["b", "a"] {
+        assert_eq!(claim(&queue, "w").await.uid, expected);
+    }
+}
+
+fn crowd_uids(numbers: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+    numbers.map(|number| format!("crowd-{number:05}"))
+}
+
+/// Enqueues runs of one namespace.
+async fn crowd(queue: &Queue, numbers: std::ops::Range<usize>) {
+    let uids: Vec<String> = crowd_uids(numbers).collect();
+    let runs: Vec<_> = uids.iter().map(|uid| NewRun { namespace: "crowd", ..NewRun::new(uid, "{}") }).collect();
+    for run in join_all(runs.iter().map(|run| queue.enqueue(run))).await {
+        assert!(run.unwrap());
+    }
+}
+
+async fn enqueue_guest(queue: &Queue, uid: &str) {
+    assert!(queue.enqueue(&NewRun { namespace: "guest", ..NewRun::new(uid, "{}") }).await.unwrap());
+}
+
+/// The number of claims of runs of the crowd before that of the run.
+async fn claims_before(queue: &Queue, uid: &str) -> usize {
+    for before in 0.. {
+        loop {
+            let next = claim(queue, "w").await.uid;
+            if next == uid {
+                return before;
+            }
+            if next.starts_with("crowd") {
+                break;
+            }
+        }
+    }
+    0
+}
+
+#[tokio::test]
+async fn another_namespace_is_claimed_next() {
+    let queue = queue(LEASE);
+    crowd(&queue, 0..1000).await;
+    enqueue_guest(&queue, "first").await;
+    let before = claims_before(&queue, "first").await;
+    assert!(before <= 1, "{before} claims before the first one");
+    for uid in ["second", "third"] {
+        claim_many(&queue, "w", 4, &mut Candidates::default()).await;
+        enqueue_guest(&queue, uid).await;
+        assert_eq!(claim(&queue, "w").await.uid, uid);
+    }
+    for uid in ["fourth", "fifth", "sixth"] {
+        enqueue_guest(&queue, uid).await;
+    }
+    for uid in ["fourth", "fifth", "sixth"] {
+        let before = claims_before(&queue, uid).await;
+        assert!(before <= 2, "{before} claims before the {uid} one, which waits together with others");
+    }
+}
+
+#[tokio::test]
+async fn due_runs_of_one_namespace_do_not_delay_another() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    enqueue_guest(&queue, "guest").await;
+    crowd(&queue, 0..300).await;
+    let mut releases = Vec::new();
+    while let Ok(claims) = queue.claim("w", 32, &mut Candidates::default()).await.unwrap() {
+        let retry = |claim: &Claim| build_release(&claim.uid, claim.entry.epoch, Disposition::Retry(LEASE), NOTHING);
+        releases.extend(claims.iter().map(retry));
+    }
+    assert!(queue.release(&releases).await.unwrap().iter().all(|done| *done == FencedWrite::Applied));
+    for Release { uid, .. } in &releases {
+        raw.set_score("delayed", uid, if uid == "guest" { 2 } else { 1 }).await;
+    }
+    crowd(&queue, 300..310).await;
+    let before = claims_before(&queue, "guest").await;
+    assert!(before <= 2, "{before} claims before the run of another namespace");
+    assert_eq!(queue.depth().await.unwrap().delayed, 0, "all runs that are due wait");
+}
+
+#[tokio::test]
+async fn a_replaced_run_keeps_the_turn_of_its_namespace() {
+    let queue = queue(LEASE);
+    crowd(&queue, 0..40).await;
+    for number in 0..20 {
+        let uid = format!("guest-{number}");
+        enqueue_guest(&queue, &uid).await;
+        match number % 4 {
+            0 => queue.remove(&uid).await.unwrap(),
+            1 => assert!(queue.control(&uid, SUSPEND).await.unwrap()),
+            _ => assert!(queue.control(&uid, CANCEL).await.unwrap()),
+        }
+    }
+    enqueue_guest(&queue, "guest").await;
+    let before = claims_before(&queue, "guest").await;
+    assert!(before <= 1, "{before} claims before the last run");
+}
+
+#[tokio::test]
+async fn a_claimed_run_waits_for_no_new_run_of_its_namespace() {
+    let queue = queue(LEASE);
+    crowd(&queue, 0..20).await;
+    let run = claim(&queue, "w").await;
+    assert_eq!(queue.hold(&run.uid, run.entry.epoch, 1).await.unwrap(), FencedWrite::Applied);
+    claim_many(&queue, "w", 3, &mut Candidates::default()).await;
+    assert!(queue.control(&run.uid, approve(1)).await.unwrap());
+    assert_eq!(claim(&queue, "w").await.uid, run.uid);
+}
+
+#[tokio::test]
+async fn flows_behind_the_virtual_time_are_removed() {
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
+    let namespaces: Vec<String> = (0..100).map(|number| format!("team-{number}")).collect();
+    for namespace in &namespaces {
+        assert!(queue.enqueue(&NewRun { namespace, ..NewRun::new(namespace, "{}") }).await.unwrap());
+    }
+    crowd(&queue, 0..5).await;
+    for _ in 0..105 {
+        claim(&queue, "w").await;
+    }
+    let shares: Vec<String> = raw.connection.zrange(raw.key("shares"), 0, -1).await.unwrap();
+    assert_eq!(shares, ["0", "0/crowd"]);
 }
 
 #[tokio::test]
@@ -1397,6 +1519,8 @@ fn uids() -> impl Iterator<Item = String> {
 }
 
 const UIDS: [&str; 3] = ["a", "b", "c"];
+/// Namespaces of these runs.
+const NAMESPACES: [&str; 3] = ["crowd", "crowd", "other"];
 const WORKERS: [&str; 2] = ["w1", "w2"];
 
 /// The way in which a worker releases a run.
@@ -1501,14 +1625,20 @@ struct Model {
     runs: [Option<ModelRun>; UIDS.len()],
     /// All epochs of each run.
     epochs: [Vec<u64>; UIDS.len()],
-    arrivals: u64,
+    /// The latest tag that was claimed of each priority.
+    virtual_times: HashMap<i32, u64>,
+    /// The next tag of each flow: priority, namespace, and whether its runs were claimed before.
+    flows: HashMap<(i32, &'static str, bool), u64>,
+    tags: u64,
 }
 
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_excessive_bools, reason = "each is one field of the hash")]
 struct ModelRun {
     state: State,
-    rank: (i32, u64),
+    priority: i32,
+    /// Negated priority and tag, since the run waited.
+    rank: Option<(i32, u64)>,
     attempts: u32,
     recoveries: u32,
     stalls: u32,
@@ -1531,10 +1661,12 @@ struct ModelRun {
 }
 
 impl ModelRun {
-    fn new(rank: (i32, u64), rollback: bool) -> Self {
+    /// A run that does not wait yet.
+    fn new(priority: i32, rollback: bool) -> Self {
         Self {
-            state: State::Waiting,
-            rank,
+            state: State::Parked,
+            priority,
+            rank: None,
             attempts: 0,
             recoveries: 0,
             stalls: 0,
@@ -1556,35 +1688,8 @@ impl ModelRun {
         (self.suspended || self.cancelled) && !self.rolled_back
     }
 
-    fn fail(&mut self) {
-        self.placed = true;
-        if self.rollback && self.started && !self.rolled_back {
-            self.rolled_back = true;
-            self.backing_off = false;
-            self.stalls = 0;
-            self.settle();
-        } else {
-            self.state = State::Failed;
-        }
-    }
-
     fn has_ended(&self) -> bool {
         matches!(self.state, State::Completed | State::Failed)
-    }
-
-    /// Sets the state of a run without a worker.
-    fn settle(&mut self) {
-        self.placed = true;
-        if self.cancelled && !self.rolled_back {
-            return self.fail();
-        }
-        self.state = if (self.suspended || self.held > self.approved) && !self.rolled_back {
-            State::Parked
-        } else if self.backing_off {
-            State::Delayed
-        } else {
-            State::Waiting
-        };
     }
 }
 
@@ -1596,12 +1701,113 @@ impl Model {
         newest_first.map_or((0, false), |epoch| (*epoch, active && age == 0))
     }
 
+    fn run(&mut self, run: usize) -> &mut ModelRun {
+        self.runs[run].as_mut().unwrap()
+    }
+
     fn next(&self) -> Option<usize> {
         let runs = self.runs.iter().enumerate().filter_map(|(index, run)| Some((index, (*run)?)));
-        let waiting = runs.filter(|(_, run)| {
-            run.placed && (run.state == State::Waiting || (run.state == State::Delayed && !run.backing_off))
-        });
-        waiting.min_by_key(|(_, run)| run.rank).map(|(index, _)| index)
+        let waiting = runs.filter(|(_, run)| run.placed && run.state == State::Waiting);
+        waiting.min_by_key(|(index, run)| (run.rank, *index)).map(|(index, _)| index)
+    }
+
+    /// Makes the delayed runs wait whose backoff is over.
+    fn promote(&mut self) {
+        for index in 0..UIDS.len() {
+            let run = self.runs[index];
+            if run.is_some_and(|run| run.placed && run.state == State::Delayed && !run.backing_off) {
+                self.wait(index);
+            }
+        }
+    }
+
+    fn claim(&mut self, index: usize) {
+        let run = self.run(index);
+        (run.state, run.started) = (State::Active, true);
+        if let Some((priority, tag)) = run.rank {
+            let latest = self.virtual_times.entry(-priority).or_default();
+            *latest = tag.max(*latest);
+        }
+    }
+
+    fn fail(&mut self, index: usize) {
+        let run = self.run(index);
+        run.placed = true;
+        if run.rollback && run.started && !run.rolled_back {
+            run.rolled_back = true;
+            run.backing_off = false;
+            run.stalls = 0;
+            self.settle(index);
+        } else {
+            self.enter(index, State::Failed);
+        }
+    }
+
+    /// Sets the state of a run without a worker.
+    fn settle(&mut self, index: usize) {
+        let run = self.run(index);
+        run.placed = true;
+        if run.cancelled && !run.rolled_back {
+            self.fail(index);
+        } else if (run.suspended || run.held > run.approved) && !run.rolled_back {
+            self.enter(index, State::Parked);
+        } else if run.backing_off {
+            self.enter(index, State::Delayed);
+        } else {
+            self.wait(index);
+        }
+    }
+
+    /// Puts runs into the sets of their states.
+    fn repair(&mut self) {
+        for index in 0..UIDS.len() {
+            let Some(run) = self.runs[index].as_mut().filter(|run| !run.placed) else { continue };
+            run.placed = true;
+            if run.state != State::Active && !run.has_ended() {
+                self.settle(index);
+            }
+        }
+    }
+
+    /// Sets a state other than waiting and active.
+    fn enter(&mut self, index: usize, state: State) {
+        if self.run(index).state == State::Waiting {
+            self.return_tag(index);
+        }
+        self.run(index).state = state;
+    }
+
+    fn wait(&mut self, index: usize) {
+        let run = *self.run(index);
+        let keeps = matches!(run.state, State::Waiting | State::Active);
+        if !keeps || run.rank.is_none_or(|(priority, _)| priority != -run.priority) {
+            if run.state == State::Waiting {
+                self.return_tag(index);
+            }
+            self.run(index).rank = Some(self.next_rank(index, run));
+        }
+        self.run(index).state = State::Waiting;
+    }
+
+    fn next_rank(&mut self, index: usize, run: ModelRun) -> (i32, u64) {
+        self.tags += 1;
+        let waiting = self.runs.iter().flatten().filter(|other| other.placed && other.state == State::Waiting);
+        let ranks = waiting.filter_map(|other| other.rank).filter(|(priority, _)| *priority == -run.priority);
+        let first = ranks.map(|(_, tag)| tag).min().unwrap_or(self.tags);
+        let virtual_time = *self.virtual_times.entry(run.priority).or_insert(first);
+        let next = self.flows.entry((run.priority, NAMESPACES[index], run.started)).or_default();
+        let tag = virtual_time.max(*next);
+        *next = tag + 1;
+        (-run.priority, tag)
+    }
+
+    fn return_tag(&mut self, index: usize) {
+        let run = *self.run(index);
+        let Some((priority, tag)) = run.rank else { return };
+        let next = self.flows.get_mut(&(-priority, NAMESPACES[index], run.started));
+        if let Some(next) = next.filter(|next| **next == tag + 1) {
+            *next = tag;
+        }
     }
 }
 
@@ -1611,26 +1817,30 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
     let progress = Progress { checkpoint: &text, history: "[]", attempts: step as u32 };
     match operation {
         Operation::Enqueue { run, priority, rollback } => {
-            let new = NewRun { priority, rollback, ..NewRun::new(UIDS[run], "{}") };
+            let new = NewRun { priority, rollback, namespace: NAMESPACES[run], ..NewRun::new(UIDS[run], "{}") };
             assert_eq!(queue.enqueue(&new).await.unwrap(), model.runs[run].is_none());
-            model.arrivals += 1;
-            let rank = (-priority, model.arrivals);
-            model.runs[run].get_or_insert(ModelRun::new(rank, rollback));
+            if model.runs[run].is_none() {
+                model.runs[run] = Some(ModelRun::new(priority, rollback));
+                model.wait(run);
+            }
         }
         Operation::Claim { worker } => {
             let claimed = claim_one(queue, WORKERS[worker]).await.unwrap();
+            model.promote();
             assert_eq!(claimed.as_ref().ok().map(|run| run.uid.as_str()), model.next().map(|run| UIDS[run]));
             if let (Ok(claim), Some(run)) = (claimed, model.next()) {
                 assert!(!model.epochs[run].contains(&claim.entry.epoch), "no epoch is used twice");
                 assert_eq!(claim.entry.worker.as_deref(), Some(WORKERS[worker]));
                 assert_eq!(claim.entry, entry(queue, UIDS[run]).await, "a claim returns the data in Redis");
                 model.epochs[run].push(claim.entry.epoch);
-                let run = model.runs[run].as_mut().unwrap();
-                (run.state, run.started) = (State::Active, true);
+                model.claim(run);
             }
         }
         Operation::Remove { run } => {
             queue.remove(UIDS[run]).await.unwrap();
+            if model.runs[run].is_some_and(|run| run.state == State::Waiting) {
+                model.return_tag(run);
+            }
             model.runs[run] = None;
         }
         Operation::Renew { run, age } => {
@@ -1658,15 +1868,15 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             let done = queue.control(UIDS[run], control).await.unwrap();
             let unfinished = model.runs[run].as_mut().filter(|run| !run.has_ended());
             assert_eq!(done, unfinished.is_some());
-            if let Some(run) = unfinished {
-                let before = (run.suspended, run.approved, run.cancelled, run.rank.0);
-                run.suspended = suspended;
-                run.approved = approved;
-                run.cancelled |= cancelled;
-                run.rank.0 = -priority;
-                let is_changed = before != (run.suspended, run.approved, run.cancelled, run.rank.0);
-                if run.state != State::Active && (is_changed || !run.placed) {
-                    run.settle();
+            if let Some(known) = unfinished {
+                let before = (known.suspended, known.approved, known.cancelled, known.priority);
+                known.suspended = suspended;
+                known.approved = approved;
+                known.cancelled |= cancelled;
+                known.priority = priority;
+                let is_changed = before != (known.suspended, known.approved, known.cancelled, known.priority);
+                if known.state != State::Active && (is_changed || !known.placed) {
+                    model.settle(run);
                 }
             }
         }
@@ -1679,12 +1889,7 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
         Operation::Repair => {
             let lost = model.runs.iter().flatten().filter(|run| !run.placed).count() as u64;
             assert_eq!(queue.repair(uids()).await.unwrap(), Repaired { mended: lost, foreign: 0 });
-            for run in model.runs.iter_mut().flatten().filter(|run| !run.placed) {
-                run.placed = true;
-                if run.state != State::Active && !run.has_ended() {
-                    run.settle();
-                }
-            }
+            model.repair();
         }
         Operation::Expire { run } => {
             let held = model.runs[run].as_mut().filter(|run| run.placed && run.state == State::Active);
@@ -1692,15 +1897,15 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 raw.set_score("active", UIDS[run], 1).await;
             }
             assert_eq!(queue.reap("{}").await.unwrap(), usize::from(held.is_some()));
-            if let Some(run) = held {
-                run.recoveries += 1;
-                run.stalls += 1;
-                let is_stalled = run.stalls > 5;
-                run.backing_off = is_stalled && run.rolled_back;
-                if is_stalled && !run.rolled_back && !run.is_recalled() {
-                    run.fail();
+            if let Some(lost) = held {
+                lost.recoveries += 1;
+                lost.stalls += 1;
+                let is_stalled = lost.stalls > 5;
+                lost.backing_off = is_stalled && lost.rolled_back;
+                if is_stalled && !lost.rolled_back && !lost.is_recalled() {
+                    model.fail(run);
                 } else {
-                    run.settle();
+                    model.settle(run);
                 }
             }
         }
@@ -1731,20 +1936,20 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
             for ((run, age, how), answer) in runs.into_iter().zip(answers) {
                 let (_, held) = model.epoch(run, age);
                 assert_eq!(answer, if held { FencedWrite::Applied } else { FencedWrite::LeaseLost });
-                let Some(run) = model.runs[run].as_mut().filter(|_| held) else { continue };
-                run.checkpoint = Some(step);
-                run.backing_off = how == ReleaseKind::Retry;
-                match how {
-                    ReleaseKind::Completed => (run.state, run.placed) = (State::Completed, true),
-                    ReleaseKind::Failed => run.fail(),
-                    ReleaseKind::Retry | ReleaseKind::Release => run.settle(),
-                    ReleaseKind::Hold(number) => {
-                        run.held = Some(number);
-                        run.settle();
-                    }
-                }
+                let Some(released) = model.runs[run].as_mut().filter(|_| held) else { continue };
+                released.checkpoint = Some(step);
+                released.backing_off = how == ReleaseKind::Retry;
                 if !how.costs_no_attempt() {
-                    run.attempts = step as u32;
+                    released.attempts = step as u32;
+                }
+                match how {
+                    ReleaseKind::Completed => (released.state, released.placed) = (State::Completed, true),
+                    ReleaseKind::Failed => model.fail(run),
+                    ReleaseKind::Retry | ReleaseKind::Release => model.settle(run),
+                    ReleaseKind::Hold(number) => {
+                        released.held = Some(number);
+                        model.settle(run);
+                    }
                 }
             }
         }
@@ -1803,6 +2008,17 @@ async fn assert_readable(queue: &Queue, model: &Model) {
     }
 }
 
+/// After any history: enqueues many runs of one namespace, claims some, and enqueues one run of another namespace.
+/// Returns the number of runs of the crowd that precede it. Runs of the history may precede it too, each once.
+async fn crowd_before_guest(queue: &Queue, claims: usize) -> usize {
+    crowd(queue, 0..12).await;
+    for _ in 0..claims % 8 {
+        claim(queue, WORKERS[0]).await;
+    }
+    enqueue_guest(queue, "guest").await;
+    claims_before(queue, "guest").await
+}
+
 async fn play(operations: Vec<Operation>) {
     let name = unique("model");
     let (queue, mut raw) = (named_queue(&name, LEASE), Raw::of(&name).await);
@@ -1812,10 +2028,13 @@ async fn play(operations: Vec<Operation>) {
         assert_same(&mut raw, &model).await;
     }
     assert_readable(&queue, &model).await;
+    let before = crowd_before_guest(&queue, model.epochs.iter().map(Vec::len).sum()).await;
+    assert!(before <= 1, "{before} runs of the crowd precede the run of another namespace");
     // Repairs read the whole key space.
-    let runs = UIDS.map(|uid| format!("run:{uid}"));
-    let others = ["due", "wake", "events", "seq", "workers"].into_iter().chain(SETS);
-    let keys: Vec<_> = runs.iter().map(String::as_str).chain(others).map(|name| raw.key(name)).collect();
+    let runs = UIDS.into_iter().map(str::to_owned).chain(crowd_uids(0..12)).chain(["guest".to_owned()]);
+    let others = ["due", "wake", "events", "seq", "workers", "shares"].into_iter().chain(SETS);
+    let keys = runs.map(|uid| format!("run:{uid}")).chain(others.map(str::to_owned));
+    let keys: Vec<_> = keys.map(|name| raw.key(&name)).collect();
     raw.connection.unlink::<_, ()>(keys).await.unwrap();
 }
 

@@ -10,7 +10,7 @@ write_when_full()
 
 local function assert_run(uid, run, suspended, cancelled, priority, approved, started, attempts, recoveries, history, parked_for,
     parked_since, held)
-  local fields = redis.call('HMGET', run, 'installation', 'state', 'rank', 'suspended', 'cancelled', 'priority', 'approved', 'started',
+  local fields = redis.call('HMGET', run, 'installation', 'state', 'suspended', 'cancelled', 'priority', 'approved', 'started',
     'attempts', 'recoveries', 'parked_for', 'parked_at', 'held')
   local state = fields[2]
   if not state or state == 'completed' or state == 'failed' then return 0 end
@@ -20,26 +20,24 @@ local function assert_run(uid, run, suspended, cancelled, priority, approved, st
     changes[#changes + 1] = value
   end
   if ARGV[1] ~= fields[1] then set('installation', ARGV[1]) end
-  if suspended ~= (fields[4] or '0') then set('suspended', suspended) end
+  if suspended ~= (fields[3] or '0') then set('suspended', suspended) end
   -- A run stays cancelled.
-  if cancelled ~= '' and (fields[5] or '') == '' then set('cancelled', cancelled) end
-  if priority ~= fields[6] then
-    set('priority', priority)
-    set('rank', rank(priority, fields[3] or 0))
-  end
-  if approved ~= (fields[7] or '') then set('approved', approved) end
-  if started ~= '' and started ~= fields[8] then set('started', started) end
-  if tonumber(attempts) > tonumber(fields[9] or 0) then
+  if cancelled ~= '' and (fields[4] or '') == '' then set('cancelled', cancelled) end
+  -- The run gets a rank of its new priority when it waits.
+  if priority ~= fields[5] then set('priority', priority) end
+  if approved ~= (fields[6] or '') then set('approved', approved) end
+  if started ~= '' and started ~= fields[7] then set('started', started) end
+  if tonumber(attempts) > tonumber(fields[8] or 0) then
     set('attempts', attempts)
     set('history', history)
   end
-  if tonumber(recoveries) > tonumber(fields[10] or 0) then set('recoveries', recoveries) end
-  if tonumber(parked_for) > tonumber(fields[11] or 0) then set('parked_for', parked_for) end
+  if tonumber(recoveries) > tonumber(fields[9] or 0) then set('recoveries', recoveries) end
+  if tonumber(parked_for) > tonumber(fields[10] or 0) then set('parked_for', parked_for) end
   local is_resumed = false
   if ARGV[2] == '1' then
-    if parked_since ~= '' and parked_since ~= fields[12] then set('parked_at', parked_since) end
-    if held ~= '' and not fields[13] then set('held', held) end
-    is_resumed = parked_since == '' and fields[12]
+    if parked_since ~= '' and parked_since ~= fields[11] then set('parked_at', parked_since) end
+    if held ~= '' and not fields[12] then set('held', held) end
+    is_resumed = parked_since == '' and fields[11]
     if is_resumed then redis.call('HDEL', run, 'parked_at') end
   end
   if #changes > 0 then redis.call('HSET', run, unpack(changes)) end

@@ -1,18 +1,23 @@
 -- Stands before every script.
--- KEYS waiting delayed active parked completed failed due wake events seq workers asserted owner clock run...
+-- KEYS waiting delayed active parked completed failed due wake events seq workers asserted owner clock shares run...
 local SETS = { waiting = KEYS[1], delayed = KEYS[2], active = KEYS[3], parked = KEYS[4], completed = KEYS[5], failed = KEYS[6] }
 -- The runs of `waiting` once more, by the time since which each could be claimed: those are ordered by priority.
 local DUE = KEYS[7]
 local WAKE, EVENTS, SEQ, WORKERS, OWNER, CLOCK = KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[13], KEYS[14]
 -- The replication id of the server when a controller last asserted all runs on it.
 local ASSERTED = KEYS[12]
-local function run_key(i) return KEYS[14 + i] end
+-- For each priority the virtual time, which is the rank of its latest claim, and for each flow the rank of its next run.
+local SHARES = KEYS[15]
+local function run_key(i) return KEYS[15 + i] end
+
+-- The server's clock in microseconds.
+local function micros()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
 
 -- The server's clock in milliseconds.
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
+local function clock() return math.floor(micros() / 1000) end
 
 -- A full Redis refuses the first write of a script when that write may need memory, and none of those after it. So scripts that
 -- keep or end a run begin with a write that is never refused, and scripts that begin one with a write that is. Both change
@@ -53,8 +58,39 @@ local function stamp_clock(now, step)
   return stamp
 end
 
--- Higher priorities first, then arrival. The arrival is kept, so a run that returns to the queue has its former position.
-local function rank(priority, arrival) return whole((1000 - priority) * 2 ^ 40 + arrival % 2 ^ 40) end
+-- Runs are claimed by rank: higher priorities first, then by start tag.
+local TAGS = 2 ^ 40
+local function rank(priority, tag) return (1000 - priority) * TAGS + tag % TAGS end
+local function priority_of(place) return whole(1000 - math.floor(place / TAGS)) end
+
+-- The flow of a run: the runs of one namespace and priority, which take turns with those of other namespaces. Runs that were claimed
+-- before are a flow of their own: their deadline has begun, so they do not wait for the other runs of their namespace.
+local function flow(priority, namespace, started) return priority .. '/' .. (namespace or '') .. (started and '/claimed' or '') end
+
+-- The next rank of a flow, for a run that begins to wait: at least the virtual time, so that a flow has no claim to turns that it did
+-- not use. Each tag increases the counter of arrivals, which orders the runs of releases without flows.
+local function next_rank(priority, namespace, started)
+  local arrivals, virtual = redis.call('INCR', SEQ), tonumber(redis.call('ZSCORE', SHARES, priority))
+  if not virtual then
+    local first, last = whole(rank(priority, 0)), '(' .. whole(rank(priority - 1, 0))
+    local waits = redis.call('ZRANGEBYSCORE', SETS.waiting, first, last, 'WITHSCORES', 'LIMIT', 0, 1)
+    virtual = tonumber(waits[2]) or rank(priority, arrivals)
+    redis.call('ZADD', SHARES, whole(virtual), priority)
+  end
+  local own = flow(priority, namespace, started)
+  local place = math.max(virtual, tonumber(redis.call('ZSCORE', SHARES, own)) or 0)
+  redis.call('ZADD', SHARES, whole(place + 1), own)
+  return whole(place)
+end
+
+-- Returns the rank of a run that stops waiting without a claim, if it is the latest of its flow. Otherwise a schedule that replaces its
+-- waiting run again and again would raise the rank each time, and might never start a run.
+local function return_rank(run)
+  local fields = redis.call('HMGET', run, 'rank', 'namespace', 'started')
+  local place = tonumber(fields[1])
+  local own = place and flow(priority_of(place), fields[2], fields[3])
+  if own and tonumber(redis.call('ZSCORE', SHARES, own)) == place + 1 then redis.call('ZADD', SHARES, fields[1], own) end
+end
 
 local function is_held(run, epoch)
   local fields = redis.call('HMGET', run, 'state', 'epoch')
@@ -93,8 +129,17 @@ local function move(uid, run, from, state, score, ...)
   if not before or redis.call('ZREM', before, uid) == 0 then forget(uid) end
   redis.call('HSET', run, 'state', state, ...)
   redis.call('ZADD', SETS[state], score, uid)
-  if from == 'waiting' and state ~= 'waiting' then redis.call('ZREM', DUE, uid) end
+  if from == 'waiting' and state ~= 'waiting' then
+    redis.call('ZREM', DUE, uid)
+    if state ~= 'active' then return_rank(run) end
+  end
   record_change(uid)
+end
+
+-- Puts a run with a rank among the waiting runs. It could be claimed since a time; a run that is only reordered keeps its own.
+local function admit(uid, run, from, place, since)
+  move(uid, run, from, 'waiting', place, 'rank', place)
+  redis.call('ZADD', DUE, 'NX', since, uid)
 end
 
 -- One item wakes one worker, and names the run that it can claim. Empty: any run.
@@ -124,13 +169,15 @@ local function fail(uid, run, from, outcome, now, ...)
 end
 
 -- Moves a run that no worker holds to its set: the failed runs when it is cancelled, else the parked or delayed ones while it
--- is suspended, its guard holds more than is approved, or its backoff has not passed, else the waiting ones.
+-- is suspended, its guard holds more than is approved, or its backoff has not passed, else the waiting ones. There it keeps its rank
+-- if it waited already, or its worker was lost or stopped, unless its priority has changed.
 settle = function(uid, run, now)
   local fields = redis.call('HMGET', run, 'cancelled', 'suspended', 'parked_at', 'retry_at', 'rank', 'state', 'held', 'approved',
-    'started')
+    'started', 'priority', 'namespace', 'outcome')
   local cancelled, parked_at, retry_at, from = fields[1] or '', fields[3], fields[4], fields[6]
   local is_parked = fields[2] == '1' or (tonumber(fields[7] or '') or -1) > (tonumber(fields[8] or '') or -1)
-  if is_rolled_back(run) then cancelled, is_parked = '', false end
+  -- Only its rollback remains.
+  if fields[12] then cancelled, is_parked = '', false end
   if parked_at and (not is_parked or cancelled ~= '') then
     -- The deadline begins with the first claim.
     if fields[9] then redis.call('HINCRBY', run, 'parked_for', whole(math.max(0, now - parked_at))) end
@@ -146,9 +193,13 @@ settle = function(uid, run, now)
     -- A waiting worker must learn the time of its next claim.
     notify(uid)
   else
-    move(uid, run, from, 'waiting', fields[5])
-    -- One that waits already, and is only reordered, has waited since it began to.
-    redis.call('ZADD', DUE, 'NX', from == 'delayed' and retry_at or now, uid)
+    local place, priority = fields[5], fields[10] or '0'
+    local keeps = from == 'waiting' or (from == 'active' and not retry_at)
+    if not keeps or not place or priority_of(place) ~= priority then
+      if from == 'waiting' then return_rank(run) end
+      place = next_rank(priority, fields[11], fields[9])
+    end
+    admit(uid, run, from, place, from == 'delayed' and retry_at or now)
     notify(uid)
   end
 end

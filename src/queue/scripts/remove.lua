@@ -5,6 +5,7 @@ for i = 2, #ARGV do
   local run = run_key(i - 1)
   local state = redis.call('HGET', run, 'state')
   if ARGV[1] == '1' or (state ~= 'completed' and state ~= 'failed') then
+    if state == 'waiting' then return_rank(run) end
     redis.call('DEL', run)
     forget(ARGV[i])
     removed = removed + 1
