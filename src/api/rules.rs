@@ -18,6 +18,14 @@ pub(super) fn whole_seconds(field: &str, min: &str, max: &str, example: &str) ->
     .message(&*format!("{field} must be a duration in whole seconds from {min} to {max}, such as {example}"))
 }
 
+/// Rule of `requests` in the period `per`, of which there is at least one per minute. `field` is named in the message.
+pub(super) fn at_least_each_minute(field: &str) -> Rule {
+    Rule::new(
+        "!self.per.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') || duration(self.per).getSeconds() <= self.requests * 60",
+    )
+    .message(&*format!("{field} allows less than one request per minute: raise requests, or lower per"))
+}
+
 /// Rule of an integer between `min` and `max`.
 pub(super) fn range(field: &str, min: i64, max: i64) -> Rule {
     Rule::new(format!("self >= {min} && self <= {max}")).message(&*format!("{field} must be from {min} to {max}"))

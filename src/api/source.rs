@@ -125,8 +125,8 @@ pub struct Source {
     #[x_kube(validation = rules::range("requestRetries", 0, 10))]
     pub request_retries: i32,
 
-    /// Limit of the requests to this API by all runs on all workers. Independently of it, the operator always follows
-    /// `Retry-After` and the rate limit headers of the API.
+    /// Limit of the requests to this server by all runs of the namespace with the same Secrets, on all workers.
+    /// Independently of it, the operator always follows `Retry-After` and the rate limit headers of the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 
@@ -367,9 +367,10 @@ pub struct HeaderFrom {
     pub secret_ref: SecretKey,
 }
 
-/// Limit of the rate of requests.
+/// Limit of the rate of requests, of at least one request per minute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rules::at_least_each_minute("source.rateLimit"))]
 pub struct RateLimit {
     /// Number of requests in the period, 1 to 100000.
     #[x_kube(validation = rules::range("rateLimit.requests", 1, 100_000))]

@@ -1,6 +1,23 @@
-//! The rate limit of the requests to one endpoint: evenly spaced requests instead of windows with bursts.
+//! The rate limit of the requests of a namespace to one server: evenly spaced requests instead of windows with bursts.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
+
+use sha2::{Digest, Sha256};
+
+use super::source::SourceSpec;
+
+/// Name of the rate limit of a source: a hash of its namespace, its scheme, host and port (`origin`), and the entries of
+/// Secrets that its requests carry. Other namespaces have limits of their own, because a limit of an API belongs to a
+/// token, and one namespace must not delay another.
+#[must_use]
+pub fn name(namespace: &str, origin: &str, source: &SourceSpec) -> String {
+    let headers = source.headers.iter().map(|header| &header.secret_ref);
+    let entries: BTreeSet<String> =
+        source.token.iter().chain(headers).map(|entry| format!("{}/{}", entry.name, entry.key)).collect();
+    let parts: Vec<&str> = [namespace, origin].into_iter().chain(entries.iter().map(String::as_str)).collect();
+    let hash: [u8; 32] = Sha256::digest(parts.join("\n")).into();
+    hash.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first))).unwrap_or_default()
+}
 
 /// Longest time for which a request can be reserved ahead. A pause does not revoke reservations, so they must not
 /// reach far.
@@ -44,7 +61,36 @@ impl RateLimitState {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::{api::SyncJobSpec, domain::run::RunSpec};
+
+    fn name_of(namespace: &str, origin: &str, secrets: &serde_json::Value) -> String {
+        let mut source = json!({"rest": {"endpoint": "https://api.example.com/users?ids={ids}"}});
+        source.as_object_mut().unwrap().extend(secrets.as_object().unwrap().clone());
+        let spec: SyncJobSpec = serde_json::from_value(json!({"source": source})).unwrap();
+        name(namespace, origin, RunSpec::parse(&spec).unwrap().source.as_ref().unwrap())
+    }
+
+    #[test]
+    fn rates_belong_to_namespace_server_and_secrets() {
+        let entry = |name: &str| json!({"name": name, "key": "token"});
+        let header = |name: &str| json!([{"name": "X-Key", "secretRef": entry(name)}]);
+        let origin = "https://api.example.com";
+        let names = [
+            name_of("a", origin, &json!({})),
+            name_of("b", origin, &json!({})),
+            name_of("a", "http://api.example.com", &json!({})),
+            name_of("a", "https://api.example.com:8443", &json!({})),
+            name_of("a", origin, &json!({"tokenSecretRef": entry("one")})),
+            name_of("a", origin, &json!({"tokenSecretRef": entry("two")})),
+            name_of("a", origin, &json!({"tokenSecretRef": entry("one"), "headersFrom": header("two")})),
+        ];
+        assert_eq!(BTreeSet::from(names.clone()).len(), names.len());
+        let other_header = json!({"headersFrom": header("one"), "caSecretRef": entry("ca"), "timeout": "9s"});
+        assert_eq!(name_of("a", origin, &other_header), names[4], "the entry counts, wherever it is used");
+    }
 
     const fn millis(count: u64) -> Duration {
         Duration::from_millis(count)

@@ -511,6 +511,9 @@ pub enum SpecError {
     /// Pages that only the header of an answer identifies.
     #[error("pagination.by Link needs rest: with graphQL, use Cursor or Number")]
     Link,
+    /// A rate at which a run would hold its worker between two requests.
+    #[error("rateLimit allows less than one request per minute: raise requests, or lower per")]
+    SlowRate,
     /// A text that is no JSON pointer.
     #[error("{0} must be a JSON pointer, which starts with / and has ~ only as ~0 or ~1, such as /data/users")]
     Pointer(&'static str),

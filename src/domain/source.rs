@@ -28,6 +28,9 @@ const REST: &str = "rest";
 /// times to arrive, so they are sent more slowly than the limit allows.
 const ROOM: u32 = 20;
 
+/// Longest time between two requests of a rate, since a run holds its slot meanwhile.
+const MAX_INTERVAL: Duration = Duration::from_mins(1);
+
 /// Spacing of requests that keeps a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestRate {
@@ -89,7 +92,7 @@ pub struct SourceSpec {
     pub timeout: Duration,
     /// Number of retries of a request.
     pub retries: u32,
-    /// Rate limit of the requests of all runs.
+    /// Rate limit of the requests of all runs of the namespace.
     pub rate: Option<RequestRate>,
     /// Secret with the token.
     pub token: Option<SecretKey>,
@@ -409,6 +412,10 @@ fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> 
 fn parse_rate(limit: &RateLimit) -> Result<RequestRate, SpecError> {
     let requests = range("rateLimit.requests", limit.requests, 1, 100_000)? as u32;
     let per = duration("rateLimit.per", &limit.per)?;
+    // In whole seconds, as the rule of the CRD.
+    if per.as_secs() > MAX_INTERVAL.as_secs() * u64::from(requests) {
+        return Err(SpecError::SlowRate);
+    }
     Ok(RequestRate { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
 }
 
@@ -495,6 +502,7 @@ mod tests {
         };
         assert_eq!(rate(json!({"requests": 100})), every(10_500, 25));
         assert_eq!(rate(json!({"requests": 5000, "per": "1h"})), every(756_000, 90_000));
+        assert_eq!(rate(json!({"requests": 60, "per": "1h"})), every(63_000_000, 90_000));
     }
 
     fn rest(endpoint: &str, part: &Value) -> SyncJobSpec {
@@ -592,6 +600,11 @@ mod tests {
             ),
             (json!({"timeout": "soon"}), json!([]), "source.timeout: "),
             (json!({"rateLimit": {"requests": 0}}), json!([]), "source.rateLimit.requests must be"),
+            (
+                json!({"rateLimit": {"requests": 59, "per": "1h"}}),
+                json!([]),
+                "source.rateLimit allows less than one request per minute: raise requests, or lower per",
+            ),
             (json!({"concurrency": 65}), json!([]), "source.concurrency must be from 1 to 64"),
             (json!({}), json!([{"to": "a"}]), "mapping[].to a needs either from"),
             (json!({}), json!([name, name]), "mapping[].to name and name overlap"),

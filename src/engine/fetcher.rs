@@ -13,14 +13,13 @@ use bson::Bson;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Coordinator, request_slot::RequestSlot, sources::OpenSource};
 use crate::{
     domain::{
         backoff::Backoff,
-        rate_limit::Reservation,
+        rate_limit::{self, Reservation},
         source::{Asking, Pages, RequestRate},
     },
     sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
@@ -53,7 +52,7 @@ const MAX_FAILED_IN_A_ROW: u32 = 20;
 pub(super) struct SourceFetcher {
     source: OpenSource,
     coordinator: Arc<dyn Coordinator>,
-    /// Name of the rate limit: a hash of the endpoint.
+    /// Name of the rate limit.
     limit: String,
     trace: Parent,
     /// Time at which this attempt last paused the requests.
@@ -71,13 +70,17 @@ pub(super) struct RatePassed(Instant);
 
 impl SourceFetcher {
     /// Creates a client for an attempt of a run with `pauses` pauses since its last progress.
-    pub fn new(source: OpenSource, coordinator: Arc<dyn Coordinator>, trace: Parent, pauses: i64) -> Self {
-        let endpoint: [u8; 32] = Sha256::digest(source.spec().endpoint.as_bytes()).into();
-        let limit = endpoint.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first)));
+    pub fn new(
+        namespace: &str,
+        source: OpenSource,
+        coordinator: Arc<dyn Coordinator>,
+        trace: Parent,
+        pauses: i64,
+    ) -> Self {
         Self {
+            limit: rate_limit::name(namespace, source.origin(), source.spec()),
             source,
             coordinator,
-            limit: limit.unwrap_or_default(),
             trace,
             paused: Mutex::default(),
             has_answered: AtomicBool::new(false),

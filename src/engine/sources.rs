@@ -95,6 +95,8 @@ pub(super) struct OpenSource {
     sources: Sources,
     namespace: String,
     spec: SourceSpec,
+    /// Scheme, host and port of the endpoint.
+    origin: String,
     /// Client with the Secrets as they were last read. Locked while they are read again, because requests in the
     /// meantime would be refused.
     current: Mutex<(Arc<SourceClient>, Secrets)>,
@@ -104,6 +106,11 @@ impl OpenSource {
     /// Spec of the source.
     pub fn spec(&self) -> &SourceSpec {
         &self.spec
+    }
+
+    /// Scheme, host and port of the endpoint.
+    pub fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// Client for the next request.
@@ -139,6 +146,7 @@ impl Sources {
             sources: self.clone(),
             namespace: namespace.to_owned(),
             spec: spec.clone(),
+            origin: client.origin(),
             current: Mutex::new((Arc::new(client), secrets)),
         })
     }

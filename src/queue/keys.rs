@@ -57,10 +57,9 @@ impl Keys {
         &self.shared[12]
     }
 
-    /// The time at which a rate limit lets the next request pass. Workers of the release before use the same key, so
-    /// that the limit holds while they are replaced.
+    /// The time at which a rate limit lets the next request pass.
     pub fn rate_limit(&self, name: &str) -> String {
-        format!("{}:gate:{name}", self.prefix)
+        format!("{}:rate_limit:{name}", self.prefix)
     }
 
     /// Hash with the status of an alert.

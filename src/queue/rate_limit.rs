@@ -1,4 +1,5 @@
-//! Rate limits that all workers share: requests to one endpoint are spaced evenly, whichever worker sends them.
+//! Rate limits that all workers share: requests of a namespace to one server are spaced evenly, whichever worker sends
+//! them.
 
 use std::time::Duration;
 

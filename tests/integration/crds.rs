@@ -192,6 +192,7 @@ async fn a_wrong_source_is_refused_with_its_field_and_fix() {
         (source(json!({"timeout": "1h"})), "source.timeout", "to 10m"),
         (source(json!({"rateLimit": {"requests": 0}})), "source.rateLimit.requests", "from 1 to 100000"),
         (source(json!({"rateLimit": {"requests": 1, "per": "1ms"}})), "source.rateLimit.per", "from 1s"),
+        (source(json!({"rateLimit": {"requests": 1, "per": "61s"}})), "source.rateLimit", "one request per minute"),
         (source(json!({"headersFrom": [{"name": "Host", "secretRef": key}]})), "source.headersFrom", "none of Host"),
         (
             source(json!({"headersFrom": [{"name": "a b", "secretRef": key}]})),

@@ -1,5 +1,6 @@
 //! Runs that fetch the content of documents from a GraphQL server.
 
+mod rates;
 mod speed;
 
 use std::{

@@ -149,7 +149,8 @@ impl RunAttempt {
         let source = match &spec.source {
             Some(source) if !rolls_back => {
                 let source = sources.open(&namespace, source).await?;
-                Some(Arc::new(SourceFetcher::new(source, Arc::clone(&coordinator), trace, checkpoint.pauses)))
+                let coordinator = Arc::clone(&coordinator);
+                Some(Arc::new(SourceFetcher::new(&namespace, source, coordinator, trace, checkpoint.pauses)))
             }
             _ => None,
         };

@@ -155,6 +155,12 @@ impl SourceClient {
         endpoint(spec).map(drop)
     }
 
+    /// Scheme, host and port of the endpoint.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        self.endpoint.origin().ascii_serialization()
+    }
+
     /// Creates the client of a source at addresses that `egress` allows.
     ///
     /// # Errors
