@@ -116,6 +116,8 @@ pub mod reasons {
     pub const INVALID_TARGET: &str = "InvalidTarget";
     /// The source cannot be used as specified (endpoint, query, token, Secret).
     pub const INVALID_SOURCE: &str = "InvalidSource";
+    /// An answer of the source exceeds a limit that protects the workers and Redis.
+    pub const BUDGET_EXCEEDED: &str = "BudgetExceeded";
     /// The share of failed documents reached `spec.failurePolicy.maxFailedPercent`.
     pub const TOO_MANY_FAILED: &str = "TooManyFailed";
     /// `spec.cancelled` was set.

@@ -27,6 +27,9 @@ pub enum Error {
     /// The source cannot be used as specified.
     #[error("{0}")]
     InvalidSource(String),
+    /// An answer of the source exceeds a limit that protects the workers and Redis.
+    #[error("{0}")]
+    BudgetExceeded(String),
     /// The source allows no requests for this time. No attempt has failed.
     #[error("the source limits requests")]
     Paused(Duration),
@@ -104,6 +107,7 @@ impl Error {
         let reason = match self {
             Self::InvalidTarget(_) => reasons::INVALID_TARGET,
             Self::InvalidSource(_) => reasons::INVALID_SOURCE,
+            Self::BudgetExceeded(_) => reasons::BUDGET_EXCEEDED,
             Self::Paused(_) => reasons::RATE_LIMITED,
             Self::Attempt { reason, .. } => reason,
         };

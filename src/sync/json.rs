@@ -13,18 +13,33 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Replacement for half of a surrogate pair, as in other readers.
 const REPLACEMENT: &[u8] = b"\\ufffd";
 
+/// Largest number of values in an answer. A value takes up to about 128 bytes of memory, and as little as two bytes in
+/// the answer.
+const MAX_VALUES: usize = 250_000;
+
+/// Body that is not read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Rejection {
+    /// The text is not JSON, or nested deeper than 128 levels.
+    #[error(transparent)]
+    NoJson(#[from] serde_json::Error),
+    /// The text has more values than an answer may have.
+    #[error("more than {max} JSON values", max = MAX_VALUES)]
+    TooManyValues,
+}
+
 /// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one
 /// name the last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without
 /// content.
 ///
 /// # Errors
-/// When the text is not JSON, or nested deeper than 128 levels.
-pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, serde_json::Error> {
+/// When the text is not JSON, or has too many values.
+pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, Rejection> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    serde_json::from_slice(&readable(body)).map(Some)
+    Ok(serde_json::from_slice(&readable(body)?).map(Some)?)
 }
 
 /// Returns the digits of a number that is too large for a number.
@@ -32,10 +47,11 @@ pub(super) fn too_large(value: &Value) -> Option<&str> {
     value.as_str()?.strip_prefix(TOO_LARGE)
 }
 
-/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form.
-fn readable(body: &[u8]) -> Cow<'_, [u8]> {
+/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form. Counts the values before
+/// they take memory: each follows a bracket, a brace or a comma, apart from the outermost one.
+fn readable(body: &[u8]) -> Result<Cow<'_, [u8]>, Rejection> {
     let mut readable = Vec::new();
-    let (mut copied, mut at) = (0, 0);
+    let (mut copied, mut at, mut values) = (0, 0, 1);
     while at < body.len() {
         let (length, replacement) = match body[at] {
             b'"' => {
@@ -45,6 +61,11 @@ fn readable(body: &[u8]) -> Cow<'_, [u8]> {
             b'-' | b'0'..=b'9' => {
                 let length = body[at..].iter().take_while(|byte| is_numeric(**byte)).count();
                 (length, quoted(&body[at..at + length]))
+            }
+            b'[' | b'{' | b',' if values == MAX_VALUES => return Err(Rejection::TooManyValues),
+            b'[' | b'{' | b',' => {
+                values += 1;
+                (1, None)
             }
             _ => (1, None),
         };
@@ -56,10 +77,10 @@ fn readable(body: &[u8]) -> Cow<'_, [u8]> {
         at += length;
     }
     if copied == 0 {
-        return Cow::Borrowed(body);
+        return Ok(Cow::Borrowed(body));
     }
     readable.extend_from_slice(&body[copied..]);
-    Cow::Owned(readable)
+    Ok(Cow::Owned(readable))
 }
 
 /// Reads a string from after its quotation mark on, and returns where it ends.
@@ -159,6 +180,23 @@ mod tests {
             assert_eq!((too_large(&value["n"]), &value["m"]), (Some(number), &json!(1)), "{number}");
         }
         assert_eq!(too_large(&json!("1e400")), None);
+    }
+
+    #[test]
+    fn an_answer_with_too_many_values_is_rejected() {
+        let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+        for (body, fits) in [
+            (list("0", MAX_VALUES - 1), true),
+            (list("0", MAX_VALUES), false),
+            (list(r#"{"a":1}"#, 124_999), true),
+            (list(r#"{"a":1}"#, 125_000), false),
+            (list("[", 250_000), false),
+            (format!("[\"{}\"]", ",[{".repeat(MAX_VALUES)), true),
+        ] {
+            let parsed = parse(body.as_bytes());
+            assert_eq!(parsed.is_ok(), fits, "{body:.20}");
+            assert!(fits || matches!(parsed, Err(Rejection::TooManyValues)), "{body:.20}");
+        }
     }
 
     #[test]

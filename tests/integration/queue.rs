@@ -556,17 +556,32 @@ async fn a_run_that_never_began_is_not_rolled_back() {
 
 #[tokio::test]
 async fn a_run_with_progress_may_lose_any_number_of_workers() {
-    let queue = queue(Duration::from_millis(200));
+    let name = unique("queue");
+    let (queue, mut raw) = (named_queue(&name, Duration::from_millis(200)), Raw::of(&name).await);
     enqueue(&queue, "a", 0).await;
     for lost in 1..=8 {
-        let run = claim(&queue, "w").await;
+        claim(&queue, "w").await;
         if lost == 4 {
-            assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), LeaseState::Held);
+            let six_minutes_ago = Timestamp::now().as_microsecond() - 360_000_000;
+            raw.set("a", "epoch", six_minutes_ago).await;
+            assert_eq!(queue.checkpoint("a", six_minutes_ago as u64, "{}").await.unwrap(), LeaseState::Held);
         }
         reap(&queue, 1).await;
     }
     let entry = entry(&queue, "a").await;
     assert_eq!((entry.state, entry.recoveries), (State::Waiting, 8));
+}
+
+#[tokio::test]
+async fn early_checkpoints_reset_no_losses() {
+    let queue = queue(Duration::from_millis(200));
+    enqueue(&queue, "a", 0).await;
+    for _ in 1..=6 {
+        let run = claim(&queue, "w").await;
+        assert_eq!(queue.checkpoint("a", run.entry.epoch, "{}").await.unwrap(), LeaseState::Held);
+        reap(&queue, 1).await;
+    }
+    assert_eq!(entry(&queue, "a").await.state, State::Failed, "each worker was lost after its first page");
 }
 
 #[tokio::test]
@@ -1860,8 +1875,8 @@ async fn apply(queue: &Queue, raw: &mut Raw, model: &mut Model, step: usize, ope
                 return;
             };
             assert_eq!(answer, if run.is_recalled() { LeaseState::Recalled } else { LeaseState::Held });
+            // Too early after the claim to be progress.
             run.checkpoint = Some(step);
-            run.stalls = 0;
         }
         Operation::Control { run, suspended, cancelled, priority, approved } => {
             let control = Control { suspended, cancelled: cancelled.then_some("{}"), priority, approved };

@@ -304,7 +304,6 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
             "the source's answer cannot be used: it is no JSON",
         ),
         ("type", users(json!("none")), "BadAnswer", "the source's answer cannot be used: it has no list at"),
-        ("huge", Instead::Huge(200), "BadAnswer", "the source's answer cannot be used: it is longer than 16 MiB"),
         ("slow", Instead::Silence(Duration::from_secs(5)), "SourceTimeout", "the source did not answer within"),
     ];
     for (name, instead, reason, message) in cases {
@@ -316,7 +315,26 @@ async fn the_attempt_after_a_bad_answer_resumes_at_the_checkpoint() {
         assert!(shown.starts_with(message) && !shown.contains(PRIVATE), "{name}: {shown}");
     }
     assert!(!operator.log().contains(PRIVATE));
-    assert!(operator.resident_mib() < 200, "the huge body was not kept: {} MiB", operator.resident_mib());
+}
+
+#[tokio::test]
+async fn an_answer_over_a_budget_ends_the_run_at_once() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(20, 0).await;
+    let (operator, _) = env.all(&ALLOWED);
+    let zeros = |count: usize| Instead::Body(format!("[{}0]", "0,".repeat(count)));
+    assert_eq!(counts(&run(&env, "usual", spec(&upstream)).await), (20, 0, 0));
+    for (name, instead, message) in [
+        ("huge", Instead::Huge(200), "the source's answer has more than 16 MiB: lower batchSize"),
+        ("bomb", zeros(8_000_000), "the source's answer has more than 250000 JSON values: lower batchSize"),
+    ] {
+        let before = operator.resident_mib();
+        upstream.state().instead.push_back(instead);
+        let status = run(&env, name, spec(&upstream)).await;
+        assert_eq!((ended(&status), status.attempts), (("BudgetExceeded", message), Some(1)));
+        let after = operator.resident_mib();
+        assert!(after < before + 64, "{name}: {before} MiB before, {after} MiB after");
+    }
 }
 
 #[tokio::test]

@@ -97,7 +97,9 @@ pub enum AttemptResult {
 impl From<&Error> for AttemptResult {
     fn from(error: &Error) -> Self {
         match error {
-            Error::InvalidTarget(_) | Error::InvalidSource(_) => Self::Failed(error.outcome()),
+            Error::InvalidTarget(_) | Error::InvalidSource(_) | Error::BudgetExceeded(_) => {
+                Self::Failed(error.outcome())
+            }
             Error::Attempt { .. } => Self::Retry(error.outcome()),
             Error::Paused(pause) => Self::Paused(*pause),
         }

@@ -9,7 +9,7 @@ use bson::Bson;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Doubt, Found, RequestFailure, limits, rejected};
+use super::{Doubt, Found, MAX_NEXT, RequestFailure, limits, rejected};
 use crate::{
     domain::source::{Asking, By, Pages, Request, SourceSpec},
     sync::{Error, keys, mapping},
@@ -190,6 +190,12 @@ fn next(
         (Some(true), None) => Ok(Err(End::Stuck)),
         (None, Some(cursor)) if is_end(cursor) => Ok(Err(End::Stated)),
         (Some(true), Some(cursor)) if is_end(cursor) => Ok(Err(End::Stuck)),
+        (_, Some(cursor)) if cursor.as_str().is_some_and(|cursor| cursor.len() > MAX_NEXT) => {
+            let field = spec.field("pagination.nextPath");
+            Err(RequestFailure::Fatal(Error::BudgetExceeded(format!(
+                "the cursor at {field} {path} has more than {MAX_NEXT} bytes: use pagination by Number or Link"
+            ))))
+        }
         (_, Some(cursor)) if cursor != at && (cursor.is_string() || cursor.is_number()) => Ok(Ok(cursor.clone())),
         _ => Err(no_cursor()),
     }
@@ -536,6 +542,11 @@ mod tests {
         ] {
             let next = next(&spec, pages, &at, &answer, is_empty);
             assert_eq!(next.map_err(drop), expected, "{pages:?} {at} {answer}");
+        }
+        for (length, fits) in [(MAX_NEXT, true), (MAX_NEXT + 1, false)] {
+            let next = next(&spec, &cursor, &json!(null), &json!({"next": "x".repeat(length)}), false);
+            let error = next.err().map(RequestFailure::into_error);
+            assert!(fits == error.is_none() && error.is_none_or(|error| error.to_string().contains("8192 bytes")));
         }
     }
 

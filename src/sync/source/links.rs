@@ -5,11 +5,10 @@ use reqwest::{
     header::{HeaderMap, LINK},
 };
 
-use super::{RequestFailure, answer::unusable};
+use super::{MAX_NEXT, RequestFailure, answer::unusable};
+use crate::sync::Error;
 
 const BLANK: [char; 2] = [' ', '\t'];
-/// Largest length of an address that is followed, in bytes: the checkpoint of the run contains it.
-const MAX_ADDRESS: usize = 8 << 10;
 
 /// The address of the first link with `rel="next"`. `None`: this is the last page.
 ///
@@ -37,8 +36,12 @@ pub(super) fn follow(from: &Url, address: &str) -> Result<Url, RequestFailure> {
         unusable("its header Link leads to another scheme, host or port than source.rest.endpoint, or to none")
     })?;
     url.set_fragment(None);
-    let fits = url.as_str().len() <= MAX_ADDRESS;
-    if fits { Ok(url) } else { Err(unusable("its header Link has an address longer than 8 KiB")) }
+    if url.as_str().len() > MAX_NEXT {
+        return Err(RequestFailure::Fatal(Error::BudgetExceeded(format!(
+            "the address in the header Link has more than {MAX_NEXT} bytes: use pagination by Number"
+        ))));
+    }
+    Ok(url)
 }
 
 #[derive(Debug, PartialEq)]
@@ -172,7 +175,7 @@ mod tests {
             ("<https://me:pw@a.example/2>; rel=next", "leads to another scheme"),
             ("<file:///etc/passwd>; rel=next", "leads to another scheme"),
             ("<https://a.example/v4/users?page=1>; rel=next", "leads to itself"),
-            (&long, "longer than 8 KiB"),
+            (&long, "has more than 8192 bytes"),
         ] {
             let error = found(&[given]).unwrap_err();
             assert!(error.contains(why) && !error.contains("b.example"), "{given}: {error}");

@@ -39,6 +39,8 @@ pub use proof::{Doubt, Walk};
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
+/// Largest cursor, or address of the next page, in bytes: the checkpoint of the run contains it.
+const MAX_NEXT: usize = 8 << 10;
 /// Longest address that keys are put into, in bytes. Many servers take half of it.
 const MAX_ADDRESS: usize = 16 << 10;
 
@@ -328,7 +330,10 @@ impl SourceClient {
         let headers = mem::take(response.headers_mut());
         let body = self.receive(&mut response).await?;
         received();
-        let answer = json::parse(&body).map_err(|_| unusable("it is no JSON"))?;
+        let answer = json::parse(&body).map_err(|rejection| match rejection {
+            json::Rejection::NoJson(_) => unusable("it is no JSON"),
+            json::Rejection::TooManyValues => self.over_budget(&rejection.to_string()),
+        })?;
         match decode(&headers, answer) {
             Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
             // The body reports a limit, and the headers its duration.
@@ -352,6 +357,15 @@ impl SourceClient {
             403 if self.is_rate_limit(response).await => RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
             _ => RequestFailure::Rejected(error).into(),
         }
+    }
+
+    /// Failure of the run, which would receive the same answer again.
+    fn over_budget(&self, has: &str) -> RequestFailure {
+        let fix = match self.spec.asking {
+            Asking::PerUser(_) => "request less of each document",
+            _ => "lower batchSize",
+        };
+        RequestFailure::Fatal(Error::BudgetExceeded(format!("the source's answer has {has}: {fix}")))
     }
 
     async fn is_rate_limit(&self, response: &mut Response) -> bool {
@@ -384,8 +398,7 @@ impl SourceClient {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
-                let limit = MAX_ANSWER >> 20;
-                return Err(unusable(&format!("it is longer than {limit} MiB: lower batchSize")));
+                return Err(self.over_budget(&format!("more than {} MiB", MAX_ANSWER >> 20)));
             }
             body.extend_from_slice(&chunk);
         }
