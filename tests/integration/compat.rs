@@ -263,7 +263,7 @@ async fn a_downgrade_finds_a_rank_for_every_run() {
         let tag = rank - (1000 - priority) * (1 << 40);
         assert!(tag > 0 && tag <= seq, "{uid}: the tag is {tag}, and the counter {seq}");
         let score: Option<f64> = redis.zscore(key("waiting"), uid).await.unwrap();
-        assert!(score.is_none_or(|score| score == rank as f64), "{uid}");
+        assert!(score.is_none_or(|score| score as i64 == rank), "{uid}");
     }
     assert_eq!(queue.depth().await.unwrap().waiting, 3);
 }

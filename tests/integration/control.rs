@@ -14,12 +14,12 @@ use sync_operator::{
 };
 use tokio::time::Instant;
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::{*, wait_for_phase as phase};
 pub use crate::support::{
     TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, wait_for_events, wait_for_phase,
     wait_until_removed,
 };
+#[allow(unused_imports, reason = "open branches use the former paths")]
+pub use crate::support::{wait_for_phase as phase, *};
 
 const USERS: i32 = 2_500;
 
