@@ -21,10 +21,11 @@ pub(super) fn layer(router: Router) -> Router {
 async fn check(request: Request, next: Next) -> Response {
     // Browsers always send the header Host.
     let host = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
-    if host.is_none_or(is_local) {
+    // The page of the refusal needs its style sheet. Static files contain no data of the cluster.
+    if host.is_none_or(is_local) || request.uri().path().starts_with("/ui/static/") {
         return next.run(request).await;
     }
-    let advice = "without authorization, calls are answered at localhost or a loopback address only";
+    let advice = "without authorization, calls are answered at localhost or a loopback address only: open http://localhost with the same port";
     Problem::new(ProblemKind::Forbidden, advice).into_response()
 }
 

@@ -199,7 +199,11 @@ pub fn router(
     let HttpSettings { dashboard, proxies, prefix, .. } = settings;
     let (router, document) = documented().split_for_parts();
     let document = openapi::finish(document, prefix.as_ref());
-    let router = if dashboard.is_some() { router.merge(dashboard::routes(&app)) } else { router };
+    let router = if dashboard.is_some() {
+        router.merge(dashboard::routes(&app))
+    } else {
+        router.merge(dashboard::static_files())
+    };
     let router = router
         .route("/openapi.json", get(async || openapi::answer(document)))
         .fallback(async |uri: Uri| nowhere(&uri))
@@ -207,11 +211,17 @@ pub fn router(
             Problem::new(ProblemKind::MethodNotAllowed, "the header Allow lists its methods")
         });
     let router = limits::layer(router, &app).with_state(app.clone());
+    let pages = dashboard::ProblemPages {
+        is_on: dashboard.is_some(),
+        locked: app.access.is_locked(),
+        is_proxied: proxies.is_some(),
+    };
     let router = match dashboard {
-        Some(sessions) => dashboard::layer(router, &app, sessions.below(prefix.as_ref()), proxies),
+        Some(sessions) => dashboard::layer(router, sessions.below(prefix.as_ref()), proxies),
         None => router,
     };
     let router = if app.access.is_locked() { router } else { host_check::layer(router) };
+    let router = dashboard::problem_pages(router, pages);
     match prefix {
         Some(prefix) => prefix::layer(router, prefix),
         None => router,

@@ -112,7 +112,7 @@ pub(super) mod filters {
         reason = "the shape that the library gives filters"
     )]
 
-    use std::fmt::Debug;
+    use std::fmt::{Debug, Display};
 
     use askama::{Result, Values, filter_fn};
 
@@ -138,6 +138,12 @@ pub(super) mod filters {
         })
     }
 
+    /// Short name of an account.
+    #[filter_fn]
+    pub fn account(name: impl Display, _: &dyn Values) -> Result<String> {
+        Ok(super::account(&name.to_string()))
+    }
+
     /// Formats a duration in seconds.
     #[filter_fn]
     pub fn lasted(seconds: &i64, _: &dyn Values) -> Result<String> {
@@ -148,6 +154,14 @@ pub(super) mod filters {
     #[filter_fn]
     pub fn grouped(number: &i64, _: &dyn Values) -> Result<String> {
         Ok(super::grouped(*number))
+    }
+}
+
+/// Namespace and name of a ServiceAccount. The names of other users stay as they are.
+pub(super) fn account(name: &str) -> String {
+    match name.strip_prefix("system:serviceaccount:").and_then(|name| name.split_once(':')) {
+        Some((namespace, name)) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
     }
 }
 
@@ -204,6 +218,18 @@ mod tests {
         let clock = |zone: &str| Moment::new(now, now).clock(&TimeZone::get(zone).unwrap()).to_string();
         assert!(clock("Europe/Berlin").contains(">2026-11-18 12:06 CET</time>"), "{}", clock("Europe/Berlin"));
         assert!(clock("UTC").contains(">2026-11-18 11:06 UTC</time>"), "{}", clock("UTC"));
+    }
+
+    #[test]
+    fn accounts_have_a_short_name() {
+        for (name, short) in [
+            ("system:serviceaccount:team-a:editor", "team-a/editor"),
+            ("alice@example.com", "alice@example.com"),
+            ("system:serviceaccount:odd", "system:serviceaccount:odd"),
+            ("", ""),
+        ] {
+            assert_eq!(account(name), short);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod login;
 mod logs;
 mod object_events;
 mod overview;
+mod problem_pages;
 mod proxy;
 mod run;
 mod runs;
@@ -29,16 +30,9 @@ use askama::Template;
 use axum::{
     Form, Router,
     extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request, State},
-    http::{
-        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
-        header::{
-            ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, RETRY_AFTER,
-            X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
-        },
-        request::Parts,
-    },
+    http::{HeaderValue, Method, StatusCode, Uri, header::AUTHORIZATION, request::Parts},
     middleware::{self, Next},
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use jiff::Timestamp;
@@ -59,15 +53,11 @@ pub(super) use live_updates::LiveUpdates;
 use live_updates::UpdateId;
 pub use logs::{LogsUrl, LogsUrlError};
 pub(super) use object_events::EventCache;
+pub(super) use problem_pages::{ProblemPages, layer as problem_pages};
+use problem_pages::{is_ours, wants_html};
 pub use proxy::Proxies;
 use session::Way;
 pub use session::{Sessions, WeakSecret};
-
-/// Content security policy: all content is from this host, nothing is inline, and no other page may embed one of
-/// these.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// Returns the routes, inside the limits of the calls, and starts to collect changes for open pages.
 pub(super) fn routes(app: &App) -> Router<App> {
@@ -89,19 +79,22 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/ui/events", get(live_updates::events))
         .route("/ui/login", get(login::show).post(login::login))
         .route("/ui/logout", post(login::logout))
-        .route("/ui/static/{file}", get(assets::serve))
+        .merge(static_files())
 }
 
-/// Adds the login and the headers of the dashboard around all layers, also around the limits, which identify callers by
-/// their token.
-pub(super) fn layer(router: Router, app: &App, sessions: Sessions, proxies: Option<Proxies>) -> Router {
-    router.layer(middleware::from_fn_with_state(Authenticator { app: app.clone(), sessions, proxies }, authenticate))
+/// Returns the route of the files that pages need.
+pub(super) fn static_files() -> Router<App> {
+    Router::new().route("/ui/static/{file}", get(assets::serve))
+}
+
+/// Adds the login of the dashboard around the limits, which identify callers by their token.
+pub(super) fn layer(router: Router, sessions: Sessions, proxies: Option<Proxies>) -> Router {
+    router.layer(middleware::from_fn_with_state(Authenticator { sessions, proxies }, authenticate))
 }
 
 /// Authenticator of requests to the dashboard.
 #[derive(Clone)]
 struct Authenticator {
-    app: App,
     sessions: Sessions,
     proxies: Option<Proxies>,
 }
@@ -124,7 +117,7 @@ impl Authenticator {
         request.extensions_mut().insert(self.sessions.clone());
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if !reads && !session::is_same_origin(request.headers()) {
-            let detail = "the form was not sent by a page of this dashboard";
+            let detail = "the form was not sent by a page of this dashboard: open the page again; a proxy must forward Host and Origin";
             return Problem::new(ProblemKind::Forbidden, detail).into_response();
         }
         next.run(request).await
@@ -142,57 +135,9 @@ impl Authenticator {
     }
 }
 
-/// Authenticates users, refuses forms of other sites, and shows problems as pages.
+/// Authenticates users, and refuses forms of other sites.
 async fn authenticate(State(authenticator): State<Authenticator>, request: Request, next: Next) -> Response {
-    let uri = request.uri().clone();
-    let html = wants_html(request.headers());
-    let ours = uri.path().starts_with("/ui/") || (uri.path() == "/" && html);
-    if !ours {
-        return next.run(request).await;
-    }
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut response = authenticator.admit(request, next).await;
-    if html && let Some(problem) = response.extensions().get::<Problem>().cloned() {
-        let back = if reads { uri.path_and_query().map_or("/", |path| path.as_str()) } else { "/" };
-        let retry_after = response.headers_mut().remove(RETRY_AFTER);
-        response = failure(&authenticator, &problem, back);
-        response.headers_mut().extend(retry_after.map(|after| (RETRY_AFTER, after)));
-    }
-    let headers = response.headers_mut();
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    // With no-referrer, browsers do not send the origin of a form either.
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
-    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    headers.insert(OPENER_POLICY, HeaderValue::from_static("same-origin"));
-    response
-}
-
-/// Programs ask for `*/*`, and get the answers they always got.
-fn wants_html(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
-}
-
-/// Error page, in place of a problem document.
-fn failure(authenticator: &Authenticator, problem: &Problem, back: &str) -> Response {
-    if problem.kind() == ProblemKind::Unauthenticated {
-        let next = askama::filters::urlencode_strict(back).map(|next| next.to_string()).unwrap_or_default();
-        return Redirect::to(&format!("/ui/login?next={next}")).into_response();
-    }
-    let (status, title) = problem.title();
-    let (locked, is_proxied) = (authenticator.app.access.is_locked(), authenticator.proxies.is_some());
-    let frame = Frame { user: None, locked, is_proxied, section: "", events: None, path: String::new() };
-    let page = Failure { frame, title, detail: problem.detail() };
-    page.render().map_or_else(|_| status.into_response(), |text| (status, Html(text)).into_response())
-}
-
-#[derive(Template)]
-#[template(path = "failure.html")]
-struct Failure<'a> {
-    frame: Frame,
-    title: &'static str,
-    detail: &'a str,
+    if is_ours(&request) { authenticator.admit(request, next).await } else { next.run(request).await }
 }
 
 /// Frame around each page.

@@ -55,6 +55,7 @@ struct List {
     selection: ScheduleSelection,
     rows: Vec<Row>,
     total: usize,
+    is_filtered: bool,
     next: Option<String>,
 }
 
@@ -111,13 +112,18 @@ pub(super) async fn list(
         let strip = strips.remove(&key(schedule)).unwrap_or_default();
         rows.push(row(&app, &visitor, schedule, strip, now).await?);
     }
-    page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, next })
+    let is_filtered = selection.is_filtered();
+    page(&List { frame: visitor.frame("schedules", &scope), selection, rows, total, is_filtered, next })
 }
 
 impl ScheduleSelection {
     fn matches(&self, schedule: &SyncSchedule) -> bool {
         self.suspended.is_none_or(|wanted| wanted == schedule.spec.suspended)
             && self.text.as_ref().is_none_or(|text| key(schedule).1.contains(text.as_str()))
+    }
+
+    fn is_filtered(&self) -> bool {
+        self.namespace.is_some() || self.text.is_some() || self.suspended.is_some()
     }
 
     fn page(&self, mut found: Vec<Arc<SyncSchedule>>) -> (Vec<Arc<SyncSchedule>>, Option<String>) {

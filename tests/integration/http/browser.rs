@@ -111,10 +111,10 @@ impl Chromium {
         self.command("goog/cdp/execute", json!({"cmd": method, "params": params})).await.unwrap();
     }
 
-    /// Takes screenshots of a page at the sizes of a desktop and of a phone, light and dark. The page must not
+    /// Takes screenshots of a page at the sizes of a desktop, a tablet and a phone, light and dark. The page must not
     /// overflow, and axe must find no violation.
     pub async fn screenshots(&self, name: &str) {
-        for (size, width, height) in [("desktop", 1280, 860), ("phone", 390, 844)] {
+        for (size, width, height) in [("desktop", 1440, 900), ("tablet", 820, 1180), ("phone", 390, 844)] {
             let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"});
             self.chrome("Emulation.setDeviceMetricsOverride", metrics).await;
             for scheme in ["light", "dark"] {
@@ -229,8 +229,8 @@ async fn a_user_watches_and_controls_runs() {
     browser.click("form[action$='/resume'] button").await;
     browser.shows("#phase", "Running").await;
     browser.open(&site).await;
-    browser.shows(".columns", "users-t").await;
-    browser.shows(".columns", "InvalidTarget").await;
+    browser.shows("#workers", "users-t").await;
+    browser.shows("#failures", "InvalidTarget").await;
     browser.screenshots("overview").await;
     browser.open(&format!("{site}{first}")).await;
     browser.click("#cancel summary").await;
@@ -283,7 +283,7 @@ async fn a_user_watches_and_controls_runs() {
     eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
     browser.shows("#live", "every 5 s").await;
 
-    browser.click(".who button").await;
+    browser.click(".who form button").await;
     browser.shows("h1", "Log in").await;
     browser.open(&site).await;
     browser.shows("h1", "Log in").await;

@@ -1,5 +1,6 @@
 //! The dashboard as browsers use it: login, visible objects, allowed actions, and protection against other sites.
 
+mod front_page;
 mod runs;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -454,7 +455,8 @@ async fn older_runs_are_on_the_next_page_with_the_same_filters() {
         links.map(|link| link.split('"').next().unwrap().to_owned()).collect()
     };
     let first = browser.get("/ui/runs?phase=Pending&type=&text=run").await.text;
-    let next = first.split("class=\"button\" href=\"").nth(1).unwrap().split('"').next().unwrap();
+    let next =
+        first.split("class=\"pages\"").nth(1).unwrap().split("href=\"").nth(1).unwrap().split('"').next().unwrap();
     let next = next.replace("&amp;", "&").replace("&#38;", "&");
     assert!(next.contains("text=run&phase=Pending&cursor="), "{next}");
     let second = browser.get(&next).await.text;

@@ -256,7 +256,7 @@ async fn a_user_works_below_a_path_of_a_proxy() {
     browser.click(".brand").await;
     browser.shows("h1", "Overview").await;
     assert_eq!(browser.path().await, "/sync/");
-    browser.click(".who button").await;
+    browser.click(".who form button").await;
     browser.shows("h1", "Log in").await;
     assert_eq!(browser.path().await, "/sync/ui/login");
 

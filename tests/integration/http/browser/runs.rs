@@ -72,7 +72,7 @@ async fn a_user_views_a_finished_run() {
     browser.screenshots("run-failed").await;
 
     // A user with read rights sees no events and no buttons.
-    browser.click(".who button").await;
+    browser.click(".who form button").await;
     browser.log_in(&site, &with_rights(&env, "viewer", &LOOK).await).await;
     browser.open(&format!("{site}{run}")).await;
     browser.shows(".timeline", "Complete").await;

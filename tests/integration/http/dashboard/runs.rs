@@ -244,7 +244,7 @@ async fn permitted_users_cancel_retry_and_delete_many_runs() {
                 }
             }
         }
-        assert_eq!(list.contains("type=\"checkbox\""), verbs.len() > 1, "{name}");
+        assert_eq!(list.contains("type=\"checkbox\" name=\"run\""), verbs.len() > 1, "{name}");
     }
     assert!(env.jobs().get("open").await.unwrap().spec.cancelled);
     assert!(env.jobs().get_opt("failed").await.unwrap().is_none());
