@@ -37,6 +37,7 @@ pub(super) static LIVE: Asset = asset!("live", "js", "text/javascript; charset=u
 /// <https://htmx.org>, under the Zero-Clause BSD licence (`assets/htmx.LICENSE`).
 pub(super) static HTMX: Asset = asset!("htmx.min", "js", "text/javascript; charset=utf-8");
 pub(super) static ZONE: Asset = asset!("zone", "js", "text/javascript; charset=utf-8");
+pub(super) static KEYS: Asset = asset!("keys", "js", "text/javascript; charset=utf-8");
 pub(super) static ICON: Asset = asset!("icon", "svg", "image/svg+xml");
 
 fn path(name: &str, content: &str, extension: &str) -> String {
@@ -54,8 +55,8 @@ impl Asset {
 
 /// Answers with a file.
 pub(super) async fn serve(Path(name): Path<String>) -> Result<Response, Problem> {
-    let found =
-        [&STYLE, &LIVE, &HTMX, &ZONE, &ICON].into_iter().find(|asset| asset.path().rsplit('/').next() == Some(&name));
+    let mut assets = [&STYLE, &LIVE, &HTMX, &ZONE, &KEYS, &ICON].into_iter();
+    let found = assets.find(|asset| asset.path().rsplit('/').next() == Some(&name));
     let asset = found.ok_or_else(|| Problem::new(ProblemKind::NotFound, "there is no such file"))?;
     let headers = [(CONTENT_TYPE, asset.content_type), (CACHE_CONTROL, "public, max-age=31536000, immutable")];
     Ok((headers, asset.content).into_response())

@@ -1,6 +1,7 @@
 //! The dashboard of an operator process in the Chromium of Debian. Screenshots are in `SCREENSHOTS`, or else in
 //! cargo's folder for files of tests.
 
+mod keyboard;
 mod runs;
 
 use std::{
