@@ -302,6 +302,7 @@ impl View {
             lacks_mongodb: self.lacks_mongodb.subscribe(),
             objects: None,
             schedule_health: http::ScheduleHealth::default(),
+            depth: http::RecentDepth::default(),
         }
     }
 }

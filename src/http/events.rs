@@ -2,9 +2,10 @@
 //!
 //! Events always contain the newest state, so a slow or interrupted client misses steps and never the end.
 
+mod backlog;
 mod throttle;
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
@@ -28,11 +29,12 @@ use super::{
     App,
     extract::{Query, Reader},
     job_view::Job,
-    objects::{DeletedJob, ObjectChange, Objects, version_of},
+    objects::{DeletedJob, ObjectChange, Objects},
     pause::RunFilter,
     problem::Problem,
 };
-use crate::{api::SyncJob, domain::job::is_finished};
+use crate::api::SyncJob;
+use backlog::{Backlog, DeletionsForgotten, Entry};
 use throttle::Throttle;
 
 pub(super) const LAST_EVENT_ID: &str = "last-event-id";
@@ -98,7 +100,9 @@ struct Listener {
     changes: broadcast::Receiver<ObjectChange>,
     listing: u64,
     throttle: Throttle<ObjectRef<SyncJob>>,
+    /// Events that precede the backlog.
     ready: VecDeque<Event>,
+    backlog: Option<Backlog>,
     until: Instant,
     _permit: OwnedSemaphorePermit,
 }
@@ -113,6 +117,7 @@ impl Listener {
             filter,
             throttle: Throttle::default(),
             ready: VecDeque::new(),
+            backlog: None,
             until: Instant::now() + LONGEST,
             _permit: permit,
             objects,
@@ -132,36 +137,69 @@ impl Listener {
         })
     }
 
+    /// Creates the next event. Each event is created when the client has read the one before.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if Instant::now() >= self.until {
+                return None;
+            }
+            if let Some(event) = self.ready.pop_front().or_else(|| self.next_of_backlog()) {
                 return Some(event);
             }
+            // The backlog was not known any more.
+            if !self.ready.is_empty() {
+                continue;
+            }
             if let Some(reference) = self.throttle.take_due(Instant::now()) {
-                self.ready.extend(self.objects.jobs.get(&reference).and_then(|job| self.job(&job)));
+                let version = self.throttle.sent_version();
+                self.ready.extend(self.job(&reference, version));
                 continue;
             }
             let due = self.throttle.due().unwrap_or(self.until).min(self.until);
             select! {
-                () = sleep_until(due) => if Instant::now() >= self.until { return None },
+                () = sleep_until(due) => {}
                 change = self.changes.recv() => match change {
                     Ok(ObjectChange::Job(reference, version)) => self.throttle.enqueue(reference, version, Instant::now()),
                     Ok(ObjectChange::Deleted(gone)) => {
                         self.throttle.observe_version(gone.version);
-                        self.ready.extend(self.deleted(&gone));
+                        if self.filter.matches(Some(&gone.namespace), gone.schedule.as_ref()) {
+                            self.ready.push_back(self.deleted(&gone, self.throttle.sent_version()));
+                        }
                     }
                     Ok(ObjectChange::Listed) => self.reset(),
                     Ok(ObjectChange::Schedule(_)) => {}
                     // It was too slow for single changes.
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.send_changes_since(self.id()),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        self.send_changes_since(Id { listing: self.listing, version: self.throttle.sent_version() });
+                    }
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
             }
         }
     }
 
-    fn id(&self) -> Id {
-        Id { listing: self.listing, version: self.throttle.sent_version() }
+    /// Event of the next entry of the backlog that still exists.
+    fn next_of_backlog(&mut self) -> Option<Event> {
+        while let Some(backlog) = &mut self.backlog {
+            match backlog.next(&self.objects, &self.filter) {
+                Ok(Some(Entry::Job(reference, version))) => {
+                    // Of a run that was deleted meanwhile, the deletion follows.
+                    if let Some(event) = self.job(&reference, version) {
+                        return Some(event);
+                    }
+                }
+                Ok(Some(Entry::Deleted(gone))) => return Some(self.deleted(&gone, gone.version)),
+                Ok(None) => {
+                    self.throttle.observe_version(backlog.last);
+                    self.backlog = None;
+                }
+                Err(DeletionsForgotten) => {
+                    self.reset();
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     fn reset(&mut self) {
@@ -171,42 +209,33 @@ impl Listener {
 
     fn send_unfinished(&mut self) {
         self.listing = self.objects.listing();
-        let jobs = self.objects.jobs.state();
-        self.throttle.observe_version(jobs.iter().map(|job| version_of(job)).max().unwrap_or(0));
-        let events: Vec<_> = jobs.iter().filter(|job| !is_finished(job)).filter_map(|job| self.job(job)).collect();
-        self.ready.extend(events);
+        self.backlog = Some(Backlog::unfinished(&self.objects));
     }
 
     /// Sends the changes since an event, or all unfinished runs when the changes are not known any more.
     fn send_changes_since(&mut self, last: Id) {
-        let deletions = self.objects.deletions_since(last.version);
-        let Some(deletions) = deletions.filter(|_| last.listing == self.objects.listing()) else {
-            return self.reset();
-        };
-        let mut jobs = self.objects.jobs.state();
-        jobs.retain(|job| version_of(job) > last.version);
-        let versions = jobs.iter().map(|job| version_of(job)).chain(deletions.iter().map(|gone| gone.version));
-        self.throttle.observe_version(versions.max().unwrap_or(last.version));
-        let events: Vec<_> = jobs.iter().filter_map(|job| self.job(job)).collect();
-        self.ready.extend(events);
-        let events: Vec<_> = deletions.iter().filter_map(|gone| self.deleted(gone)).collect();
-        self.ready.extend(events);
+        let is_known = last.listing == self.objects.listing();
+        match Backlog::changes(last.version, &self.objects) {
+            Ok(backlog) if is_known => self.backlog = Some(backlog),
+            _ => self.reset(),
+        }
     }
 
-    fn job(&self, job: &Arc<SyncJob>) -> Option<Event> {
-        self.filter.matches_job(job).then(|| self.event("job", &Job::from(&**job)))
+    /// Event with the newest state of a run. `None` when it does not exist, or is not selected.
+    fn job(&self, reference: &ObjectRef<SyncJob>, version: u64) -> Option<Event> {
+        let job = self.objects.jobs.get(reference).filter(|job| self.filter.matches_job(job))?;
+        Some(self.event("job", &Job::from(&*job), version))
     }
 
-    fn deleted(&self, gone: &DeletedJob) -> Option<Event> {
-        let is_selected = self.filter.matches(Some(&gone.namespace), gone.schedule.as_ref());
+    fn deleted(&self, gone: &DeletedJob, version: u64) -> Event {
         let DeletedJob { namespace, name, uid, .. } = gone.clone();
-        is_selected.then(|| self.event("deleted", &Deleted { namespace, name, job_id: uid }))
+        self.event("deleted", &Deleted { namespace, name, job_id: uid }, version)
     }
 
-    fn event(&self, kind: &str, data: &impl Serialize) -> Event {
-        let Id { listing, version } = self.id();
+    /// Event with the version up to which the client has received all events.
+    fn event(&self, kind: &str, data: &impl Serialize, version: u64) -> Event {
         let data = serde_json::to_string(data).unwrap_or_default();
-        Event::default().event(kind).id(format!("{listing:x}-{version}")).data(data)
+        Event::default().event(kind).id(format!("{:x}-{version}", self.listing)).data(data)
     }
 }
 

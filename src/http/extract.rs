@@ -1,13 +1,16 @@
 //! Parts of a request, with problem documents for invalid parts.
 
-use std::sync::Arc;
+use std::{fmt, marker::PhantomData, sync::Arc};
 
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use utoipa::IntoParams;
 
 use super::{
@@ -19,8 +22,35 @@ use super::{
 /// Longest body.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 
-/// A JSON body. None, an empty one and `null` are the default.
+/// A body with a JSON object. None, an empty one and `null` are the default.
 pub(super) struct Body<T>(pub T);
+
+/// JSON object, or `null`. Serde would also read the fields of a struct from an array, in their order.
+struct Object<T>(Option<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+    }
+}
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
@@ -37,7 +67,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Body<T> {
                 "send the header Content-Type: application/json",
             ));
         }
-        let body = serde_json::from_slice::<Option<T>>(&bytes).map(Option::unwrap_or_default);
+        let body = serde_json::from_slice::<Object<T>>(&bytes).map(|Object(body)| body.unwrap_or_default());
         body.map(Self).map_err(|error| {
             let kind = if error.is_data() { ProblemKind::InvalidBody } else { ProblemKind::BadRequest };
             Problem::new(kind, format!("the body: {error}"))

@@ -31,7 +31,7 @@ struct HealthOfJobs {
     responses((status = 200, body = Health), (status = 503, body = Health)),
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    let (depth, kubernetes) = tokio::join!(app.state.depth(), kubernetes_answers(&app));
+    let (depth, kubernetes) = tokio::join!(app.state.depth(), app.kubernetes.get(kubernetes_answers(&app)));
     let checks = [
         ("redis", depth.is_some()),
         ("kubernetes", kubernetes),

@@ -22,6 +22,7 @@ mod prefix;
 mod probes;
 mod problem;
 mod progress_history;
+mod recent;
 mod schedule_health;
 mod search;
 mod server;
@@ -52,6 +53,7 @@ use auth::Access;
 use leader::Leader;
 use limits::Limits;
 use problem::{Problem, ProblemKind};
+use recent::Recent;
 
 pub use auth::{AUDIENCE, ReadAccess};
 pub use dashboard::{LogsUrl, LogsUrlError, Proxies, Sessions, WeakSecret};
@@ -83,7 +85,12 @@ pub struct HttpState {
     pub objects: Option<Objects>,
     /// Cached number of schedules in each state of health.
     pub schedule_health: ScheduleHealth,
+    /// Cached depth of the queue.
+    pub depth: RecentDepth,
 }
+
+/// Depth of the queue, cached for a second. `None` when Redis did not answer in time.
+pub type RecentDepth = Recent<Option<Depth>>;
 
 impl HttpState {
     /// Waits until the objects of the cluster were listed, where this process watches them.
@@ -107,8 +114,13 @@ impl HttpState {
         Some(self.schedule_health.get(Instant::now(), count))
     }
 
-    /// Depth of the queue. `None` when Redis does not answer in time.
+    /// Depth of the queue, at most a second old. `None` when Redis does not answer in time.
     async fn depth(&self) -> Option<Depth> {
+        self.depth.get(self.read_depth()).await
+    }
+
+    /// Depth of the queue now.
+    async fn read_depth(&self) -> Option<Depth> {
         timeout(LIMIT, self.queue.depth()).await.ok()?.ok()
     }
 }
@@ -148,6 +160,8 @@ struct Parts {
     live_updates: Arc<dashboard::LiveUpdates>,
     leader: Leader,
     status: status::CachedStatus,
+    /// Whether the API server answers.
+    kubernetes: Recent<bool>,
     object_events: dashboard::EventCache,
     logs: Option<LogsUrl>,
     stop: CancellationToken,
@@ -192,6 +206,7 @@ pub fn router(
         live_updates: Arc::default(),
         leader,
         status: status::CachedStatus::default(),
+        kubernetes: Recent::default(),
         object_events: dashboard::EventCache::default(),
         logs: settings.logs,
         stop,

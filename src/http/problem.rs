@@ -39,7 +39,7 @@ pub(super) enum ProblemKind {
     TooLarge,
     /// The body is not `application/json`.
     UnsupportedMediaType,
-    /// The body has a field that is not known, or a value that is not allowed.
+    /// The body is no object, or has a field that is not known or a value that is not allowed.
     InvalidBody,
     /// The Idempotency-Key was used for another call.
     KeyReused,

@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest time for a client to send the head of a request, and for a connection to do nothing.
 const HEAD: Duration = Duration::from_secs(15);
+/// Largest buffer of a connection. A stream of events fills it when its client does not read.
+const BUFFER: usize = 64 * 1024;
 /// Longest wait for the calls in progress after a stop.
 const DRAIN: Duration = Duration::from_secs(20);
 /// Interval between reads of the files of the certificate.
@@ -85,8 +87,8 @@ pub async fn serve(
 
 /// Limits the resources of a slow client, and ends the server some time after `stop`.
 fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Server<SocketAddr, A> {
-    server.http_builder().http1().header_read_timeout(HEAD);
-    server.http_builder().http2().keep_alive_interval(HEAD);
+    server.http_builder().http1().header_read_timeout(HEAD).max_buf_size(BUFFER);
+    server.http_builder().http2().keep_alive_interval(HEAD).max_send_buf_size(BUFFER);
     let handle = Handle::new();
     let draining = handle.clone();
     tokio::spawn(async move {

@@ -138,7 +138,7 @@ async fn renewed(app: &App) -> Result<Bytes, Problem> {
 
 async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes, Problem> {
     let objects = app.listed()?;
-    let depth = app.state.depth().await;
+    let depth = app.state.read_depth().await;
     let now = Timestamp::now();
     *last = depth.map(|depth| (depth, now)).or(*last);
     let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };

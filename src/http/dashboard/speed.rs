@@ -70,6 +70,7 @@ async fn pages_of_runs() {
         lacks_mongodb: watch::channel(false).1,
         objects: None,
         schedule_health: crate::http::ScheduleHealth::default(),
+        depth: crate::http::RecentDepth::default(),
     };
     let many = 1_000_000.try_into().unwrap();
     let dashboard = Some(Sessions::new(None, false).unwrap());

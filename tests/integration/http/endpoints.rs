@@ -371,6 +371,27 @@ async fn an_unreadable_request_gets_a_problem_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_body_must_be_an_object() {
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::open(&env).await;
+    apply_job(&env, "run", json!({})).await;
+    wait_for_phase(&sidecar, &env, "run", "Pending").await;
+    one_schedule(&env, &sidecar).await;
+    let approve = format!("/jobs/{}/run/approve", env.name);
+    for path in ["/jobs/trigger/user-sync", "/jobs/cleanup", &approve] {
+        for body in [json!([]), json!([true]), json!(["full"]), json!([1, 2]), json!(1), json!("{}"), json!(true)] {
+            let answer = sidecar.post(path, body.clone()).await;
+            assert_eq!(answer.problem(), (422, "invalid-body"), "{path} {body}");
+            let detail = answer.body["detail"].as_str().unwrap();
+            assert!(detail.contains("expected an object"), "{path} {body}: {detail}");
+        }
+        let unended = Request::post(path).header("content-type", "application/json").body(Body::from("[")).unwrap();
+        assert_eq!(sidecar.call(unended).await.code, 422, "{path}");
+    }
+    assert_eq!(env.jobs().list(&ListParams::default()).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test]
 async fn a_client_over_the_rate_limit_gets_a_retry_after() {
     let env = TestEnv::new().await;
     let sidecar = Sidecar::new(&env, None, 5).await;

@@ -22,7 +22,9 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::Value;
-use sync_operator::http::{HttpSettings, HttpState, LeaseName, Objects, ReadAccess, ScheduleHealth, Sessions, router};
+use sync_operator::http::{
+    HttpSettings, HttpState, LeaseName, Objects, ReadAccess, RecentDepth, ScheduleHealth, Sessions, router,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -75,6 +77,7 @@ impl Sidecar {
             lacks_mongodb: watch::channel(false).1,
             objects: None,
             schedule_health: ScheduleHealth::default(),
+            depth: RecentDepth::default(),
         };
         let router = router(state, objects, settings, "test", stop.clone());
         Self { router, stop }

@@ -1,19 +1,26 @@
 //! A whole process under bad requests, slow clients and idle connections; TLS; and what an OpenAPI fuzzer finds.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join_all, stream};
+use kube::api::{Patch, PatchParams};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-use super::auth::administrator;
+use super::{Sidecar, auth::administrator};
+use crate::servers::Redis;
 use crate::support::{
-    TestEnv, apply_job, apply_schedule, eventually, finished, free_port, get, quiet_interval, unique,
+    Servers, TestEnv, apply_job, apply_schedule, eventually, finished, free_port, get, quiet_interval, unique,
 };
 
 const BAD_REQUESTS: u64 = 10_000;
@@ -124,6 +131,74 @@ async fn bad_slow_and_idle_clients_do_not_block_others() {
     assert!(operator.is_running());
     let log = operator.log();
     assert!(!log.contains("panic"), "{log}");
+}
+
+const STREAMS: usize = 100;
+/// Runs with long messages. Each stream begins with all of them: 1.6 MB.
+const RUNS: usize = 100;
+const MESSAGE: usize = 16 * 1024;
+
+/// A stream whose client does not read.
+async fn unread_stream(port: u16) -> Option<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    // The kernel takes little for the client.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.ok()?;
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.ok()?;
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).await.ok()?;
+    (&head == b"HTTP/1.1 200 OK").then_some(stream)
+}
+
+#[tokio::test]
+async fn streams_are_lazy() {
+    let env = TestEnv::new().await;
+    let message = "x".repeat(MESSAGE);
+    for run in 0..RUNS {
+        let name = format!("run-{run}");
+        apply_job(&env, &name, json!({})).await;
+        let at = "2026-11-25T10:00:00Z";
+        let condition =
+            json!({"type": "Held", "status": "True", "reason": "Test", "message": message, "lastTransitionTime": at});
+        let status = Patch::Merge(json!({"status": {"phase": "Held", "conditions": [condition]}}));
+        env.jobs().patch_status(&name, &PatchParams::default(), &status).await.unwrap();
+    }
+    let port = free_port();
+    let http = ["--insecure-no-auth", "--http-port", &port.to_string(), "--http-requests-per-second", "100000"];
+    let operator = env.operator("api", &http);
+    let last = format!("/jobs?text=run-{}", RUNS - 1);
+    eventually("all runs are listed", async || {
+        get(port, &last).await.filter(|(code, body)| *code == 200 && body.contains("Held"))
+    })
+    .await;
+    let before = operator.resident_mib();
+    let streams =
+        join_all((0..STREAMS).map(|_| eventually("a stream is open", async || unread_stream(port).await))).await;
+    assert_eq!(get(port, "/jobs/status").await.unwrap().0, 200);
+    let grown = operator.resident_mib().saturating_sub(before);
+    assert!(grown < 60, "{grown} MiB for {STREAMS} streams");
+    drop(streams);
+}
+
+#[tokio::test]
+async fn health_is_cached() {
+    let redis = Redis::start(&[]);
+    let env = TestEnv::on(Servers { redis: redis.url(), ..Servers::shared() }).await;
+    let sidecar = Sidecar::open(&env).await;
+    let scripts = async || {
+        let statistics: String = redis.ask("INFO commandstats").await;
+        let calls =
+            statistics.lines().filter_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+        calls.filter_map(|calls| calls.parse::<u64>().ok()).sum::<u64>()
+    };
+    eventually("Redis answers", async || {
+        (sidecar.get("/health").await.body["missing"] != json!(["redis"])).then_some(())
+    })
+    .await;
+    let (before, began) = (scripts().await, Instant::now());
+    join_all((0..500).flat_map(|_| [sidecar.get("/health"), sidecar.get("/readyz")])).await;
+    let (asked, most) = (scripts().await - before, began.elapsed().as_secs() + 1);
+    assert!(asked <= most, "{asked} requests to Redis in {most} s");
 }
 
 #[tokio::test]
