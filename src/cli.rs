@@ -459,6 +459,14 @@ pub struct Http {
     /// callers may receive events, and four times as many pages of the dashboard may be open.
     #[arg(long, env = "HTTP_REQUESTS_AT_A_TIME", help_heading = "HTTP", default_value = "256")]
     pub http_requests_at_a_time: NonZeroU32,
+    /// Largest number of concurrent requests of one caller, or of one address without credentials. Further requests are
+    /// refused with 429. A quarter of this number may receive events.
+    #[arg(long, env = "HTTP_REQUESTS_PER_CALLER", help_heading = "HTTP", default_value = "32")]
+    pub http_requests_per_caller: NonZeroU32,
+    /// Largest number of open connections. One address that is no trusted proxy has at most a quarter. Further
+    /// connections are closed at once.
+    #[arg(long, env = "HTTP_CONNECTIONS", help_heading = "HTTP", default_value = "1024")]
+    pub http_connections: NonZeroU32,
     /// Dashboard for browsers, at the path /.
     #[arg(long, env = "DASHBOARD", help_heading = "HTTP", value_enum, default_value = "on")]
     pub dashboard: Switch,

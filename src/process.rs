@@ -530,6 +530,7 @@ async fn add_http(
         reads: (!options.insecure_no_auth).then_some(options.read_access),
         requests_per_second: options.http_requests_per_second,
         requests_at_a_time: options.http_requests_at_a_time,
+        requests_per_caller: options.http_requests_per_caller,
         dashboard,
         proxies: options.proxies(),
         logs: options.dashboard_logs_url,
@@ -545,26 +546,28 @@ async fn add_http(
     }
     let files = options.http_tls_cert.zip(options.http_tls_key);
     let certificate = files.map(|(certificate, key)| http::Certificate { certificate, key });
+    let connections = http::Connections::new(options.http_connections.get(), &options.trusted_proxies);
     let router = http::router(state, objects, settings, id, parts.stop.clone());
-    serve(parts, "HTTP_PORT", address, router, certificate).await
+    serve(parts, ("HTTP_PORT", address), router, certificate, connections).await
 }
 
 async fn add_probes(parts: &mut Parts, options: cli::Probes, state: http::HttpState) -> Result<(), Error> {
     let address = SocketAddr::new(options.metrics_address, options.metrics_port);
-    serve(parts, "METRICS_PORT", address, http::probes(state), None).await
+    let connections = http::Connections::for_probes();
+    serve(parts, ("METRICS_PORT", address), http::probes(state), None, connections).await
 }
 
 async fn serve(
     parts: &mut Parts,
-    setting: &str,
-    address: SocketAddr,
+    (setting, address): (&str, SocketAddr),
     router: axum::Router,
     certificate: Option<http::Certificate>,
+    connections: http::Connections,
 ) -> Result<(), Error> {
     let unusable = |error| Error::Configuration(format!("{setting}: could not listen on {address}: {error}"));
     let listener = TcpListener::bind(address).map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
-    let serving = http::serve(listener, router, certificate, parts.stop.clone());
+    let serving = http::serve(listener, router, certificate, connections, parts.stop.clone());
     let serving = serving.await.map_err(|error| Error::Configuration(format!("HTTP_TLS_CERT: {error}")))?;
     tracing::info!(%address, setting, "serving HTTP");
     parts.add(async move { serving.await.map_err(|error| Error::Failed(format!("HTTP stopped: {error}"))) });

@@ -8,6 +8,7 @@ mod throttle;
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use axum::{
+    Extension,
     extract::State,
     http::HeaderMap,
     response::{
@@ -20,7 +21,7 @@ use kube::runtime::reflector::ObjectRef;
 use serde::Serialize;
 use tokio::{
     select,
-    sync::{OwnedSemaphorePermit, broadcast},
+    sync::broadcast,
     time::{Instant, sleep_until},
 };
 use utoipa::ToSchema;
@@ -29,6 +30,7 @@ use super::{
     App,
     extract::{Query, Reader},
     job_view::Job,
+    limits::{CallerKey, CallerPlace},
     objects::{DeletedJob, ObjectChange, Objects},
     pause::RunFilter,
     problem::Problem,
@@ -66,13 +68,14 @@ struct Deleted {
 pub(super) async fn events(
     State(app): State<App>,
     Reader(reader): Reader,
+    Extension(caller): Extension<CallerKey>,
     Query(filter): Query<RunFilter>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
     app.access.check_read(&reader, filter.namespace.as_deref()).await?;
-    let permit = app.limits.stream()?;
+    let place = app.limits.stream(&caller)?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-    let listener = Listener::new(app.listed()?.clone(), filter, last, permit);
+    let listener = Listener::new(app.listed()?.clone(), filter, last, place);
     let stop = app.stop.clone().cancelled_owned();
     let stream = futures::StreamExt::take_until(listener.stream(), stop);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -104,11 +107,11 @@ struct Listener {
     ready: VecDeque<Event>,
     backlog: Option<Backlog>,
     until: Instant,
-    _permit: OwnedSemaphorePermit,
+    _place: CallerPlace,
 }
 
 impl Listener {
-    fn new(objects: Objects, filter: RunFilter, last: Option<Id>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(objects: Objects, filter: RunFilter, last: Option<Id>, place: CallerPlace) -> Self {
         // Subscribed before anything is read, so nothing falls in between.
         let changes = objects.changes();
         let mut listener = Self {
@@ -119,7 +122,7 @@ impl Listener {
             ready: VecDeque::new(),
             backlog: None,
             until: Instant::now() + LONGEST,
-            _permit: permit,
+            _place: place,
             objects,
         };
         listener.ready.push_back(Event::default().retry(RETRY));

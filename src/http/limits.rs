@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,23 +13,21 @@ use axum::{
     Router,
     extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
     http::{
-        HeaderName, HeaderValue,
+        Extensions, HeaderMap, HeaderName, HeaderValue,
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
 use governor::{Quota, RateLimiter, clock::Clock, clock::DefaultClock, state::keyed::HashMapStateStore};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer, timeout::RequestBodyTimeoutLayer};
 
 use super::{
-    App,
+    App, HttpSettings,
     auth::ProxyIdentity,
     extract::MAX_BODY,
+    places::{Full, Place, Places},
     problem::{Problem, ProblemKind},
 };
 use crate::telemetry::metrics;
@@ -44,39 +41,59 @@ const FORGET_EVERY: u64 = 4096;
 
 /// Open pages of the dashboard for each listener to events: they cost little.
 const PAGES: usize = 4;
+/// Part of the requests of one caller that may be listeners to events.
+const STREAMS: usize = 4;
+/// Forms of clients without credentials that are read at the same time: in all, and of one address.
+const ANONYMOUS_FORMS: (usize, usize) = (8, 2);
+
+/// Identity of a caller for the limits: its name, or its address while the name is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct CallerKey(Arc<str>);
+
+/// Place of a caller.
+pub(super) type CallerPlace = Place<CallerKey>;
 
 /// Limits of the requests of one caller and of all.
 pub(super) struct Limits {
-    rates: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
+    rates: RateLimiter<CallerKey, HashMapStateStore<CallerKey>, DefaultClock>,
     calls: AtomicU64,
-    at_a_time: Semaphore,
-    streams: Arc<Semaphore>,
-    pages: Arc<Semaphore>,
+    requests: Arc<Places<CallerKey>>,
+    streams: Arc<Places<CallerKey>>,
+    pages: Arc<Places<CallerKey>>,
+    anonymous_forms: Arc<Places<CallerKey>>,
 }
 
 impl Limits {
-    pub fn new(requests_per_second: NonZeroU32, requests_at_a_time: NonZeroU32) -> Self {
-        let at_a_time = requests_at_a_time.get() as usize;
+    pub fn new(settings: &HttpSettings) -> Self {
+        let all = settings.requests_at_a_time.get() as usize;
+        let each = settings.requests_per_caller.get() as usize;
+        let (forms, forms_each) = ANONYMOUS_FORMS;
         Self {
-            rates: RateLimiter::hashmap(Quota::per_second(requests_per_second)),
+            rates: RateLimiter::hashmap(Quota::per_second(settings.requests_per_second)),
             calls: AtomicU64::new(0),
-            at_a_time: Semaphore::new(at_a_time),
-            streams: Arc::new(Semaphore::new(at_a_time)),
-            pages: Arc::new(Semaphore::new(at_a_time * PAGES)),
+            requests: Places::new(all, each),
+            streams: Places::new(all, each.div_ceil(STREAMS)),
+            pages: Places::new(all * PAGES, each),
+            anonymous_forms: Places::new(forms, forms_each),
         }
     }
 
-    /// Acquires a permit for a stream of events.
-    pub fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| busy())
+    /// Takes a place for a stream of events.
+    pub fn stream(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
+        self.streams.take(caller).map_err(refused)
     }
 
-    /// Acquires a permit for a page of the dashboard that receives updates.
-    pub fn page(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.pages).try_acquire_owned().map_err(|_| busy())
+    /// Takes a place for a page of the dashboard that receives updates.
+    pub fn page(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
+        self.pages.take(caller).map_err(refused)
     }
 
-    fn check_rate(&self, caller: &String) -> Result<(), Problem> {
+    /// Takes a place for a form of a client without credentials.
+    pub fn anonymous_form(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
+        self.anonymous_forms.take(caller).map_err(refused)
+    }
+
+    fn check_rate(&self, caller: &CallerKey) -> Result<(), Problem> {
         if self.calls.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             self.rates.retain_recent();
         }
@@ -87,8 +104,15 @@ impl Limits {
     }
 }
 
-fn busy() -> Problem {
-    Problem::new(ProblemKind::Overloaded, "too many calls are in progress").retry_after(1)
+fn refused(full: Full) -> Problem {
+    let problem = match full {
+        Full::All => Problem::new(ProblemKind::Overloaded, "too many calls are in progress"),
+        Full::Key => {
+            let detail = "the caller has too many calls in progress: wait until one of them has ended";
+            Problem::new(ProblemKind::TooManyRequests, detail)
+        }
+    };
+    problem.retry_after(1)
 }
 
 /// Adds the limits to the routes. Probes and `/health` are never refused.
@@ -111,25 +135,33 @@ pub(super) fn layer(router: Router<App>, app: &App) -> Router<App> {
         .layer(header(X_CONTENT_TYPE_OPTIONS, "nosniff"))
 }
 
-async fn bounded(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn bounded(State(app): State<App>, mut request: Request, next: Next) -> Response {
     if is_probe(request.uri().path()) {
         return next.run(request).await;
     }
-    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
-    // By name when it is known: behind a proxy all callers have one address.
-    let caller = match request.extensions().get() {
-        Some(ProxyIdentity(caller)) => Some(caller.name.clone()),
-        None => app.access.known(request.headers()).await,
-    };
-    let caller = caller.or(address).unwrap_or_default();
+    let caller = caller_key(&app, request.headers(), request.extensions()).await;
     if let Err(problem) = app.limits.check_rate(&caller) {
         return problem.into_response();
     }
-    let Ok(_permit) = app.limits.at_a_time.try_acquire() else { return busy().into_response() };
+    let _place = match app.limits.requests.take(&caller) {
+        Ok(place) => place,
+        Err(full) => return refused(full).into_response(),
+    };
+    request.extensions_mut().insert(caller);
     timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| {
         let detail = "the call took too long; its requests may still take effect";
         Problem::new(ProblemKind::Unavailable, detail).into_response()
     })
+}
+
+/// By name when it is known: behind a proxy all callers have one address.
+async fn caller_key(app: &App, headers: &HeaderMap, extensions: &Extensions) -> CallerKey {
+    let name = match extensions.get() {
+        Some(ProxyIdentity(caller)) => Some(caller.name.clone()),
+        None => app.access.known(headers).await,
+    };
+    let address = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_string());
+    CallerKey(name.or(address).unwrap_or_default().into())
 }
 
 fn is_probe(path: &str) -> bool {

@@ -4,6 +4,7 @@
 mod audit;
 mod auth;
 mod cleanup;
+mod connections;
 mod control;
 mod dashboard;
 mod events;
@@ -18,6 +19,7 @@ mod mirror;
 mod objects;
 mod openapi;
 mod pause;
+mod places;
 mod prefix;
 mod probes;
 mod problem;
@@ -56,6 +58,7 @@ use problem::{Problem, ProblemKind};
 use recent::Recent;
 
 pub use auth::{AUDIENCE, ReadAccess};
+pub use connections::Connections;
 pub use dashboard::{LogsUrl, LogsUrlError, Proxies, Sessions, WeakSecret};
 pub use leader::LeaseName;
 pub use mirror::{Mirror, NoHashTag};
@@ -135,6 +138,9 @@ pub struct HttpSettings {
     /// Largest number of concurrent requests of all callers. The limit of event streams is the same, and the limit of
     /// open pages is four times as high.
     pub requests_at_a_time: NonZeroU32,
+    /// Largest number of concurrent requests of one caller, and of its open pages. The limit of its event streams is a
+    /// quarter.
+    pub requests_per_caller: NonZeroU32,
     /// Sessions of the dashboard. `None`: no dashboard.
     pub dashboard: Option<Sessions>,
     /// Address of the logs of a run, for links in the dashboard.
@@ -196,13 +202,14 @@ pub fn router(
     stop: CancellationToken,
 ) -> Router {
     let client = objects.client.clone();
+    let limits = Limits::new(&settings);
     let leader = Leader::new(client.clone(), settings.lease);
     let app = App(Arc::new(Parts {
         state: Arc::new(HttpState { objects: Some(objects.clone()), ..state }),
         objects,
         access: settings.reads.map_or_else(Access::anyone, |reads| Access::reviewed(client.clone(), reads)),
         events: Events::new(client, instance),
-        limits: Limits::new(settings.requests_per_second, settings.requests_at_a_time),
+        limits,
         live_updates: Arc::default(),
         leader,
         status: status::CachedStatus::default(),

@@ -13,6 +13,8 @@ use axum_server::{Handle, Server, tls_rustls::RustlsConfig};
 use tokio::{fs, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Connections;
+
 /// Longest time for a client to send the head of a request, and for a connection to do nothing.
 const HEAD: Duration = Duration::from_secs(15);
 /// Largest buffer of a connection. A stream of events fills it when its client does not read.
@@ -59,6 +61,7 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     certificate: Option<Certificate>,
+    connections: Connections,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = io::Result<()>> + Send, CertificateError> {
     let tls = match certificate {
@@ -73,9 +76,10 @@ pub async fn serve(
     Ok(async move {
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         match tls {
-            None => bounded(axum_server::from_tcp(listener)?, stop).serve(service).await,
+            None => bounded(axum_server::from_tcp(listener)?.acceptor(connections), stop).serve(service).await,
             Some((config, files, read)) => {
-                let server = bounded(axum_server::from_tcp_rustls(listener, config.clone())?, stop);
+                let server = axum_server::from_tcp_rustls(listener, config.clone())?;
+                let server = bounded(server.map(|tls| tls.acceptor(connections)), stop);
                 tokio::select! {
                     result = server.serve(service) => result,
                     () = reload(config, files, read) => Ok(()),

@@ -1,14 +1,17 @@
 //! Logging in with a Kubernetes token, and out.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::{
     Extension,
-    extract::State,
+    extract::{FromRequest, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION, header::SET_COOKIE},
     response::{IntoResponse, Redirect, Response},
 };
 use jiff::Timestamp;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::{
     Filled, Frame, Sent, page,
@@ -17,8 +20,12 @@ use super::{
 use crate::http::{
     App,
     auth::{AUDIENCE, ProxyIdentity},
+    limits::{CallerKey, CallerPlace},
     problem::{Problem, ProblemKind},
 };
+
+/// Longest time for the form of a client without credentials to arrive.
+const FORM: Duration = Duration::from_secs(10);
 
 /// Parameters of the login page.
 #[derive(Default, Deserialize)]
@@ -33,6 +40,25 @@ pub(super) struct Credentials {
     token: String,
     #[serde(default)]
     next: String,
+}
+
+/// Login form of a client without credentials, with its place. Few of them are read and reviewed at the same time.
+pub(super) struct LoginForm(Credentials, CallerPlace);
+
+impl FromRequest<App> for LoginForm {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let (way, caller) = (request.extensions().get::<Way>(), request.extensions().get::<CallerKey>());
+        if way.is_none_or(|way| *way == Way::Open) {
+            return Err(Problem::new(ProblemKind::Forbidden, "the connection would not encrypt the token: use HTTPS"));
+        }
+        let place = app.limits.anonymous_form(&caller.cloned().unwrap_or_default())?;
+        let form = timeout(FORM, Sent::from_request(request, app)).await;
+        let late = |_| Problem::new(ProblemKind::BadRequest, format!("the form did not arrive within {FORM:?}"));
+        let Sent(credentials) = form.map_err(late)??;
+        Ok(Self(credentials, place))
+    }
 }
 
 #[derive(Template)]
@@ -69,11 +95,8 @@ pub(super) async fn login(
     State(app): State<App>,
     Extension(way): Extension<Way>,
     Extension(sessions): Extension<Sessions>,
-    Sent(Credentials { token, next }): Sent<Credentials>,
+    LoginForm(Credentials { token, next }, _place): LoginForm,
 ) -> Result<Response, Problem> {
-    if way == Way::Open {
-        return Err(Problem::new(ProblemKind::Forbidden, "the connection would not encrypt the token: use HTTPS"));
-    }
     let token = token.trim();
     let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());
     let Ok(bearer) = HeaderValue::try_from(format!("Bearer {token}")) else {

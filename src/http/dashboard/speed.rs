@@ -78,6 +78,7 @@ async fn pages_of_runs() {
         reads: None,
         requests_per_second: many,
         requests_at_a_time: many,
+        requests_per_caller: many,
         dashboard,
         logs: None,
         proxies: None,

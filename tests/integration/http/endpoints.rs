@@ -431,6 +431,43 @@ async fn calls_over_the_concurrency_limit_are_refused() {
     assert_eq!(sidecar.get("/jobs").await.code, 200);
 }
 
+/// A request without a body.
+fn plain(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn one_caller_cannot_take_the_places_of_others() {
+    let env = TestEnv::new().await;
+    let [one, four, many] = [1, 4, 1000].map(|count: u32| NonZeroU32::new(count).unwrap());
+    let settings = HttpSettings { requests_at_a_time: four, requests_per_caller: one, ..settings(None, many) };
+    let sidecar = Sidecar::with(&env, settings).await;
+    let (greedy, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+    let code = async |peer, path: &str| sidecar.send_from(peer, plain(path)).await.status().as_u16();
+    let (mut sender, body) = futures::channel::mpsc::channel::<Result<&str, std::io::Error>>(1);
+    let slow = Request::post("/jobs/cleanup").header("content-type", "application/json");
+    let slow = sidecar.send_from(greedy, slow.body(Body::from_stream(body)).unwrap());
+    let others = async {
+        eventually("the slow call is open", async || (code(greedy, "/jobs").await == 429).then_some(())).await;
+        let refused = sidecar.get("/jobs").await;
+        assert_eq!(
+            (refused.problem().1, &refused.headers["retry-after"]),
+            ("too-many-requests", &"1".parse().unwrap())
+        );
+        assert_eq!(code(other, "/jobs").await, 200);
+        sender.try_send(Ok(r#"{"dryRun": true}"#)).unwrap();
+        drop(sender);
+    };
+    let (slow, ()) = tokio::join!(slow, others);
+    assert_eq!((slow.status().as_u16(), code(greedy, "/jobs").await), (200, 200));
+
+    let stream = sidecar.send_from(greedy, plain("/events")).await;
+    assert_eq!((stream.status().as_u16(), code(greedy, "/events").await), (200, 429));
+    assert_eq!(code(other, "/events").await, 200);
+    drop(stream);
+    assert_eq!(code(greedy, "/events").await, 200);
+}
+
 #[tokio::test]
 async fn the_openapi_document_describes_every_call() {
     let env = TestEnv::new().await;

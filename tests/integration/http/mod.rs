@@ -125,12 +125,13 @@ impl Sidecar {
 
 /// Settings without a dashboard and without a path.
 pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> HttpSettings {
-    let requests_at_a_time = 64.try_into().unwrap();
+    let [requests_at_a_time, requests_per_caller] = [64, 32].map(|count: u32| count.try_into().unwrap());
     let lease = LeaseName { namespace: Some("default".to_owned()), name: "sync-operator".to_owned() };
     HttpSettings {
         reads,
         requests_per_second,
         requests_at_a_time,
+        requests_per_caller,
         dashboard: None,
         logs: None,
         proxies: None,

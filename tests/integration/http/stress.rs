@@ -90,7 +90,7 @@ fn bad_request(seed: u64) -> Vec<u8> {
 async fn bad_slow_and_idle_clients_do_not_block_others() {
     let env = TestEnv::new().await;
     env.seed(10, 0).await;
-    let (mut operator, port) = env.all(&["--http-requests-per-second", "100000"]);
+    let (mut operator, port) = env.all(&["--http-requests-per-second", "100000", "--http-connections", "10000"]);
     wait_until_served(port).await;
     apply_schedule(&env, "users", json!({"suspended": true})).await;
     let connect = async || TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -164,8 +164,10 @@ async fn streams_are_lazy() {
         env.jobs().patch_status(&name, &PatchParams::default(), &status).await.unwrap();
     }
     let port = free_port();
-    let http = ["--insecure-no-auth", "--http-port", &port.to_string(), "--http-requests-per-second", "100000"];
-    let operator = env.operator("api", &http);
+    let per_caller = (4 * STREAMS).to_string();
+    let limits = ["--http-requests-per-caller", &per_caller, "--http-requests-per-second", "100000"];
+    let operator =
+        env.operator("api", &[&["--insecure-no-auth", "--http-port", &port.to_string()], &limits[..]].concat());
     let last = format!("/jobs?text=run-{}", RUNS - 1);
     eventually("all runs are listed", async || {
         get(port, &last).await.filter(|(code, body)| *code == 200 && body.contains("Held"))
@@ -178,6 +180,80 @@ async fn streams_are_lazy() {
     let grown = operator.resident_mib().saturating_sub(before);
     assert!(grown < 60, "{grown} MiB for {STREAMS} streams");
     drop(streams);
+}
+
+/// Clients that send a login form slowly: more than all callers may have.
+const SLOW: usize = 300;
+
+/// Logs in from an address of this machine.
+async fn log_in(port: u16, from: [u8; 4], token: &str) -> reqwest::Response {
+    let client = reqwest::Client::builder().local_address(std::net::IpAddr::from(from));
+    let client = client.redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let login = client.post(format!("http://127.0.0.1:{port}/ui/login")).header("sec-fetch-site", "same-origin");
+    let form = "application/x-www-form-urlencoded";
+    login.header("content-type", form).body(format!("token={token}")).send().await.unwrap()
+}
+
+#[tokio::test]
+async fn slow_bodies_block_no_caller() {
+    let env = TestEnv::new().await;
+    let port = free_port();
+    let limits = ["--http-requests-per-second", "100000", "--http-connections", "4000"];
+    let http = ["--http-address", "127.0.0.1", "--http-port", &port.to_string()];
+    let _operator = env.operator("api", &[&http, &limits[..]].concat());
+    wait_until_served(port).await;
+    let token = administrator(&env).await;
+    let login = "POST /ui/login HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: same-origin\r\n\
+                 Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 60000\r\n\r\ntoken=";
+    let slow = async || {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        client.write_all(login.as_bytes()).await.unwrap();
+        client
+    };
+    let slow = join_all((0..SLOW).map(|_| slow())).await;
+    let client = reqwest::Client::new();
+    let list = client.get(format!("http://127.0.0.1:{port}/jobs")).bearer_auth(&token);
+    assert_eq!(list.send().await.unwrap().status(), 200);
+    assert_eq!(log_in(port, [127, 0, 0, 2], &token).await.status(), 303);
+    // A form of which a part arrives each second ends too.
+    let answered = slow.into_iter().map(async |mut client| {
+        let mut answer = [0; 12];
+        let mut drip = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                biased;
+                // A refused client may find its connection closed.
+                read = client.read_exact(&mut answer) => break read.map(|_| answer).ok(),
+                _ = drip.tick() => drop(client.write_all(b"x").await),
+            }
+        }
+    });
+    let answers = join_all(answered).await;
+    assert!(answers.contains(&Some(*b"HTTP/1.1 400")), "forms that are read have a limit: {answers:?}");
+    assert_eq!(log_in(port, [127, 0, 0, 1], &token).await.status(), 303);
+}
+
+#[tokio::test]
+async fn an_address_has_a_part_of_the_connections() {
+    let env = TestEnv::new().await;
+    let port = free_port();
+    let http = ["--insecure-no-auth", "--http-port", &port.to_string(), "--http-connections", "8"];
+    let operator = env.operator("api", &http);
+    wait_until_served(port).await;
+    let served = async |from: [u8; 4]| {
+        let client = reqwest::Client::builder().local_address(std::net::IpAddr::from(from)).build().unwrap();
+        client.get(format!("http://127.0.0.1:{port}/livez")).send().await.ok().filter(|answer| answer.status() == 200)
+    };
+    let mut idle = Vec::new();
+    eventually("the address has its connections", async || {
+        idle.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        served([127, 0, 0, 1]).await.is_none().then_some(())
+    })
+    .await;
+    assert!(served([127, 0, 0, 2]).await.is_some());
+    drop(idle);
+    eventually("closed connections leave their places", async || served([127, 0, 0, 1]).await.map(drop)).await;
+    assert!(operator.log().contains("a connection was refused"));
 }
 
 #[tokio::test]
