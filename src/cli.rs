@@ -485,7 +485,7 @@ pub struct Http {
     pub http_path_prefix: Option<Prefix>,
     /// Networks of the proxies that authenticate users of the dashboard, such as 10.1.2.0/24, separated by commas. Each
     /// client in these networks can use the name of any user, so set only the addresses of the proxies. Default: none.
-    #[arg(long, env = "TRUSTED_PROXIES", help_heading = "HTTP", value_delimiter = ',')]
+    #[arg(long, env = "TRUSTED_PROXIES", help_heading = "HTTP", value_delimiter = ',', value_parser = proxy_network)]
     pub trusted_proxies: Vec<IpNet>,
     /// Header with the name of the user that a trusted proxy sends.
     #[arg(long, env = "PROXY_USER_HEADER", help_heading = "HTTP", default_value = "X-Forwarded-User")]
@@ -653,6 +653,14 @@ fn queue_name(text: &str) -> Result<String, String> {
     if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _ and .".to_owned()) }
 }
 
+fn proxy_network(text: &str) -> Result<IpNet, String> {
+    let network: IpNet = text.parse().map_err(|_| "is no network: write it as 10.1.2.0/24".to_owned())?;
+    if network.prefix_len() == 0 {
+        return Err("contains all addresses, so that every client could use any name: set the proxies only".to_owned());
+    }
+    Ok(network)
+}
+
 fn key_prefix(text: &str) -> Result<String, String> {
     let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:{}".contains(c));
     if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _, ., : and braces".to_owned()) }
@@ -693,6 +701,9 @@ mod tests {
             (vec!["worker", "--mongodb-uri", "mongodb://x", "--mongodb-database", "admin"], "reserved by MongoDB"),
             ([&["worker", "--queue-name", "a b"], &mongodb[..]].concat(), "letters, digits"),
             (vec!["api", "--bullmq-mirror", ""], "letters, digits"),
+            (vec!["api", "--trusted-proxies", "10.0.0.0/8,0.0.0.0/0"], "contains all addresses"),
+            (vec!["api", "--trusted-proxies", "::/0"], "contains all addresses"),
+            (vec!["api", "--trusted-proxies", "10.0.0.1"], "write it as 10.1.2.0/24"),
         ] {
             let error = parse(&args).err().unwrap();
             assert!(error.contains(message), "{args:?}: {error}");

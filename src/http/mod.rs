@@ -232,6 +232,7 @@ pub fn router(
         .method_not_allowed_fallback(async || {
             Problem::new(ProblemKind::MethodNotAllowed, "the header Allow lists its methods")
         });
+    let router = if app.access.is_locked() { router } else { host_check::layer(router) };
     let router = limits::layer(router, &app).with_state(app.clone());
     let pages = dashboard::ProblemPages {
         is_on: dashboard.is_some(),
@@ -242,7 +243,6 @@ pub fn router(
         Some(sessions) => dashboard::layer(router, sessions.below(prefix.as_ref()), proxies),
         None => router,
     };
-    let router = if app.access.is_locked() { router } else { host_check::layer(router) };
     let router = dashboard::problem_pages(router, pages);
     match prefix {
         Some(prefix) => prefix::layer(router, prefix),

@@ -8,7 +8,17 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{
+    Router,
+    extract::Request,
+    http::{
+        HeaderValue,
+        header::{HOST, STRICT_TRANSPORT_SECURITY},
+        uri::Authority,
+    },
+    middleware::{self, Next},
+    response::Response,
+};
 use axum_server::{Handle, Server, tls_rustls::RustlsConfig};
 use tokio::{fs, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +31,8 @@ const HEAD: Duration = Duration::from_secs(15);
 const BUFFER: usize = 64 * 1024;
 /// Longest wait for the calls in progress after a stop.
 const DRAIN: Duration = Duration::from_secs(20);
+/// Time for which browsers use only HTTPS for the host, in seconds: a year.
+const HTTPS_ONLY: HeaderValue = HeaderValue::from_static("max-age=31536000");
 /// Interval between reads of the files of the certificate.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -74,6 +86,7 @@ pub async fn serve(
         }
     };
     Ok(async move {
+        let router = if tls.is_some() { router.layer(middleware::from_fn(https_only)) } else { router };
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         match tls {
             None => bounded(axum_server::from_tcp(listener)?.acceptor(connections), stop).serve(service).await,
@@ -100,6 +113,17 @@ fn bounded<A>(mut server: Server<SocketAddr, A>, stop: CancellationToken) -> Ser
         draining.graceful_shutdown(Some(DRAIN));
     });
     server.first_request_timeout(HEAD).handle(handle)
+}
+
+/// Lets browsers use only HTTPS for the host. For localhost, that would affect all programs of the machine.
+async fn https_only(request: Request, next: Next) -> Response {
+    let header = request.headers().get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let host = request.uri().authority().cloned().or(header);
+    let mut response = next.run(request).await;
+    if host.is_some_and(|host| !host.host().eq_ignore_ascii_case("localhost")) {
+        response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HTTPS_ONLY);
+    }
+    response
 }
 
 /// Loads a new certificate when its files change. A certificate that cannot be used is ignored.

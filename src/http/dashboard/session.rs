@@ -82,13 +82,12 @@ impl Sessions {
         }
     }
 
-    /// The cookie of a new session. `None` when the token is too long for one.
+    /// The cookie of a new session. `None` when the token is too long for one, or the request is unencrypted.
     pub(super) fn begin(&self, token: &str, way: Way, now: Timestamp) -> Option<String> {
         let end = now.checked_add(LIFE).ok()?;
         let mut sealed = [&end.as_second().to_be_bytes(), token.as_bytes()].concat();
         let nonce: [u8; NONCE_LEN] = rand::random();
-        let name = self.cookie(way);
-        let aad = Aad::from(name.as_bytes());
+        let aad = Aad::from(self.binding(way)?);
         self.key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
         let value = BASE64.encode([&nonce[..], &sealed].concat());
         (value.len() <= MAX_VALUE).then(|| self.set_cookie(way, &value, LIFE.as_secs()))
@@ -96,14 +95,14 @@ impl Sessions {
 
     /// The token of a request's session, when it has one that has not ended.
     pub(super) fn token(&self, headers: &HeaderMap, way: Way, now: Timestamp) -> Option<String> {
-        let name = self.cookie(way);
+        let (name, aad) = (self.cookie(way), Aad::from(self.binding(way)?));
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, value) = pairs.find(|(found, _)| *found == name)?;
         let mut sealed = BASE64.decode(value).ok()?;
         let (nonce, sealed) = sealed.split_at_mut_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let opened = self.key.open_in_place(nonce, Aad::from(name.as_bytes()), sealed).ok()?;
+        let opened = self.key.open_in_place(nonce, aad, sealed).ok()?;
         let (end, token) = opened.split_first_chunk::<TIME>()?;
         (i64::from_be_bytes(*end) > now.as_second()).then(|| String::from_utf8(token.to_vec()).ok())?
     }
@@ -117,6 +116,16 @@ impl Sessions {
         let secure = if way == Way::Https { "; Secure" } else { "" };
         let (name, path) = (self.cookie(way), &self.path);
         format!("{name}={value}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+    }
+
+    /// Data that a session is bound to: the cookie, and the transport of its login. A browser sends a cookie of
+    /// localhost to all ports, so other servers on this machine receive it. They cannot use it from another machine.
+    fn binding(&self, way: Way) -> Option<String> {
+        match way {
+            Way::Https => Some(format!("{} https", self.cookie(way))),
+            Way::Loopback => Some(format!("{} loopback", self.cookie(way))),
+            Way::Open => None,
+        }
     }
 
     /// The prefixes keep others from setting it: other hosts of the domain, which browsers check for the whole host only,
@@ -137,7 +146,7 @@ pub(super) enum Way {
     Https,
     /// Request from this machine, such as by `kubectl port-forward`.
     Loopback,
-    /// Unencrypted request, over which no user can log in.
+    /// Unencrypted request from another machine. It has no session.
     Open,
 }
 
@@ -204,6 +213,20 @@ mod tests {
             }
         }
         assert_ne!(cookie, sessions().begin("a.b.c", Way::Loopback, now()).unwrap(), "each login has another one");
+    }
+
+    #[test]
+    fn a_session_is_bound_to_the_transport_of_its_login() {
+        assert_eq!(sessions().begin("a.b.c", Way::Open, now()), None);
+        for (way, others) in [(Way::Loopback, [Way::Https, Way::Open]), (Way::Https, [Way::Loopback, Way::Open])] {
+            let cookie = sessions().begin("a.b.c", way, now()).unwrap();
+            let value = cookie.split_once('=').unwrap().1.split(';').next().unwrap();
+            assert_eq!(sessions().token(&sent(&cookie), way, now()).as_deref(), Some("a.b.c"));
+            for other in others {
+                let renamed = format!("{}={value}", sessions().cookie(other));
+                assert_eq!(sessions().token(&sent(&renamed), other, now()), None, "{way:?} as {other:?}");
+            }
+        }
     }
 
     #[test]

@@ -289,3 +289,34 @@ async fn a_user_watches_and_controls_runs() {
     browser.open(&site).await;
     browser.shows("h1", "Log in").await;
 }
+
+#[tokio::test]
+async fn another_origin_is_refused() {
+    let env = TestEnv::new().await;
+    apply_schedule(&env, "users", json!({"interval": quiet_interval(60)})).await;
+    let (operator, port) = env.all(&[]);
+    let site = format!("http://localhost:{port}");
+    let paused = async || {
+        let status = reqwest::get(format!("{site}/jobs/status")).await.ok()?.text().await.ok()?;
+        let status: Value = serde_json::from_str(&status).ok()?;
+        (!status["repeatable"].as_array()?.is_empty()).then_some(status["paused"] == true)
+    };
+    eventually("the operator serves", paused).await;
+    let browser = Chromium::start().await;
+    let pause =
+        format!("return fetch('{site}/jobs/pause', {{method: 'POST', mode: 'no-cors'}}).then(a => a.status, () => -1)");
+    // The metrics server of the same process is another origin of this machine.
+    let log = operator.log();
+    let metrics = log.lines().find(|line| line.contains("METRICS_PORT")).unwrap();
+    let other = metrics.rsplit_once("0.0.0.0:").unwrap().1.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+    for page in ["data:text/html,<p>another page", &format!("http://localhost:{other}/livez")] {
+        browser.open(page).await;
+        browser.script(&pause).await;
+        assert_eq!(paused().await, Some(false), "{page}");
+    }
+    // A link to the dashboard works, and so does a call of one of its pages.
+    browser.script(&format!("location.href = '{site}/'")).await;
+    browser.shows("h1", "Overview").await;
+    assert_eq!(browser.script(&pause).await, json!(200));
+    assert_eq!(paused().await, Some(true));
+}

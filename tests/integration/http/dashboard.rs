@@ -258,6 +258,30 @@ async fn each_login_is_a_new_session_and_a_logout_ends_it() {
 }
 
 #[tokio::test]
+async fn a_session_works_only_over_the_transport_of_its_login() {
+    let env = TestEnv::new().await;
+    let sidecar = start_sidecar(&env).await;
+    let token = administrator(&env).await;
+    let cookie = Browser::with_token(&sidecar, &token).await.cookie.unwrap();
+    let value = cookie.split_once('=').unwrap().1;
+    let sent = async |peer: [u8; 4], cookie: &str, headers: &[(&str, &str)]| {
+        let mut request = Request::get("/ui/runs").header("accept", "text/html").header("cookie", cookie);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sidecar.send_from(peer, request.body(Body::empty()).unwrap()).await.status().as_u16()
+    };
+    let (here, elsewhere) = ([127, 0, 0, 1], [10, 0, 0, 1]);
+    assert_eq!(sent(here, &cookie, &[]).await, 200);
+    // A server on another port of localhost receives the cookie too. Its owner sends it from another machine.
+    assert_eq!(sent(elsewhere, &cookie, &[]).await, 303);
+    for name in ["sync-operator", "__Host-sync-operator"] {
+        let headers = [("x-forwarded-proto", "https")];
+        assert_eq!(sent(elsewhere, &format!("{name}={value}"), &headers).await, 303, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_login_leads_to_pages_of_the_dashboard_only() {
     let env = TestEnv::new().await;
     let sidecar = start_sidecar(&env).await;

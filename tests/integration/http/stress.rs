@@ -330,6 +330,16 @@ async fn a_renewed_certificate_is_served_without_a_restart() {
         (curl.status.success() && output.contains(&format!("CN={name}"))).then_some(())
     };
     eventually("the first certificate is served", async || served("first")).await;
+    let is_https_only = |host: &str| {
+        let resolve = format!("{host}:{port}:127.0.0.1");
+        let curl = Command::new("curl")
+            .args(["--silent", "--insecure", "--include", "--noproxy", "*", "--max-time", "5", "--resolve", &resolve])
+            .arg(format!("https://{host}:{port}/livez"))
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&curl.stdout).to_lowercase().contains("strict-transport-security: max-age=31536000")
+    };
+    assert!(is_https_only("sync.example") && !is_https_only("localhost"));
     make("second");
     eventually("the second certificate is served", async || served("second")).await;
     fs::remove_dir_all(folder).unwrap();
