@@ -446,9 +446,14 @@ pub struct Http {
     /// Port of the HTTP server.
     #[arg(long, env = "HTTP_PORT", help_heading = "HTTP", default_value_t = 4000)]
     pub http_port: u16,
-    /// Read access: all clients that can reach the port, or only callers with the right to list SyncJobs.
-    #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "open")]
+    /// Read access: all clients that can reach the port, or only callers with the right to list SyncJobs. Without the
+    /// right, /jobs/status has only counts.
+    #[arg(long, env = "READ_ACCESS", help_heading = "HTTP", value_enum, default_value = "authorized")]
     pub read_access: ReadAccess,
+    /// Names of the program, separated by commas, such as sync.example.com. Requests without a token need one of them,
+    /// an address or localhost as their Host, so that pages of other sites cannot read.
+    #[arg(long, env = "HTTP_HOSTS", help_heading = "HTTP", value_delimiter = ',', value_parser = host_name)]
+    pub http_hosts: Vec<String>,
     /// Disable authentication. Allowed only on a loopback address.
     #[arg(long, env = "INSECURE_NO_AUTH", help_heading = "HTTP")]
     pub insecure_no_auth: bool,
@@ -653,6 +658,11 @@ fn queue_name(text: &str) -> Result<String, String> {
     if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _ and .".to_owned()) }
 }
 
+fn host_name(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if valid { Ok(text.to_owned()) } else { Err("is no name of a host: leave out scheme, port and path".to_owned()) }
+}
+
 fn proxy_network(text: &str) -> Result<IpNet, String> {
     let network: IpNet = text.parse().map_err(|_| "is no network: write it as 10.1.2.0/24".to_owned())?;
     if network.prefix_len() == 0 {
@@ -701,6 +711,7 @@ mod tests {
             (vec!["worker", "--mongodb-uri", "mongodb://x", "--mongodb-database", "admin"], "reserved by MongoDB"),
             ([&["worker", "--queue-name", "a b"], &mongodb[..]].concat(), "letters, digits"),
             (vec!["api", "--bullmq-mirror", ""], "letters, digits"),
+            (vec!["api", "--http-hosts", "a.example,https://b.example"], "leave out scheme, port and path"),
             (vec!["api", "--trusted-proxies", "10.0.0.0/8,0.0.0.0/0"], "contains all addresses"),
             (vec!["api", "--trusted-proxies", "::/0"], "contains all addresses"),
             (vec!["api", "--trusted-proxies", "10.0.0.1"], "write it as 10.1.2.0/24"),

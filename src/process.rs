@@ -535,6 +535,7 @@ async fn add_http(
         proxies: options.proxies(),
         logs: options.dashboard_logs_url,
         prefix: options.http_path_prefix,
+        hosts: options.http_hosts,
         lease,
     };
     if options.insecure_no_auth && settings.proxies.is_some() {

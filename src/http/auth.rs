@@ -30,9 +30,9 @@ const MAX_TOKEN: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ReadAccess {
     /// Everyone who reaches the port may read.
-    #[default]
     Open,
     /// Only callers that may list SyncJobs may read.
+    #[default]
     Authorized,
 }
 
@@ -175,6 +175,21 @@ impl Access {
                 self.check(reader, Right::new("list", "syncjobs", namespace)).await
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Returns whether a caller may list the SyncJobs of all namespaces. Callers without a token may not, unless
+    /// reading is open.
+    pub async fn reads_all(&self, headers: &HeaderMap) -> Result<bool, Problem> {
+        match &self.0 {
+            Some(reviews) if reviews.reads == ReadAccess::Authorized => {
+                if token(headers).is_none() {
+                    return Ok(false);
+                }
+                let caller = self.caller(headers).await?;
+                self.has(&caller, &Right::new("list", "syncjobs", None)).await
+            }
+            _ => Ok(true),
         }
     }
 

@@ -1,17 +1,20 @@
-//! Check of the origin of requests without authorization. Every request would be allowed, so a browser on this machine
-//! must not send any for a page of another site.
+//! Check of the header Host, and of the origin of requests.
 //!
-//! Such a page can send a form or a request whose answer it cannot read: the headers name its origin. Its name can also
-//! resolve to this machine (DNS rebinding), so that it has the origin of the program: the header Host has its name.
+//! A page of another site can send requests to this program, and its name can resolve to the address of this program
+//! (DNS rebinding), so that it can read the answers. The header Host then has the name of the other site. Requests with
+//! a valid token are answered under any name, because such a page has no token.
+//!
+//! Without authorization, every request would be allowed. A page must then not even send requests whose answers it
+//! cannot read, and headers name its origin.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{Request, State},
     http::{
         HeaderMap, Method,
-        header::{HOST, ORIGIN},
+        header::{AUTHORIZATION, HOST, ORIGIN},
         uri::Authority,
     },
     middleware::{self, Next},
@@ -20,39 +23,81 @@ use axum::{
 
 use super::{
     App,
+    auth::ProxyIdentity,
+    limits::is_probe,
     problem::{Problem, ProblemKind},
 };
 
-pub(super) fn layer(router: Router<App>) -> Router<App> {
-    router.layer(middleware::from_fn(check))
+/// Check with the names of the program.
+#[derive(Clone)]
+struct HostCheck {
+    app: App,
+    names: Arc<[String]>,
 }
 
-async fn check(request: Request, next: Next) -> Response {
-    // The page of the refusal needs its style sheet. Static files contain no data of the cluster.
-    if request.uri().path().starts_with("/ui/static/") {
-        return next.run(request).await;
-    }
-    let advice = if !is_local_host(&request) {
-        "without authorization, calls are answered at localhost or a loopback address only: open http://localhost with the same port"
-    } else if is_foreign(request.method(), request.headers()) {
-        "without authorization, calls of pages of other origins are refused"
-    } else {
-        return next.run(request).await;
+/// Adds the check inside the limits, because a token may have to be reviewed. Probes have no check: they report nothing
+/// but the health.
+pub(super) fn layer(router: Router<App>, app: &App, names: Vec<String>) -> Router<App> {
+    router.layer(middleware::from_fn_with_state(HostCheck { app: app.clone(), names: names.into() }, check))
+}
+
+async fn check(State(check): State<HostCheck>, request: Request, next: Next) -> Response {
+    let checked = match check.decide(&request) {
+        Decision::Allowed => Ok(()),
+        Decision::AllowedWithToken => check.app.access.caller(request.headers()).await.map(drop),
+        Decision::Refused(detail) => Err(Problem::new(ProblemKind::Forbidden, detail)),
     };
-    Problem::new(ProblemKind::Forbidden, advice).into_response()
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
 }
 
-/// True when the request names this machine. HTTP/2 has the name in the address. Browsers always send one.
-fn is_local_host(request: &Request) -> bool {
-    let header = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
-    let address = request.uri().authority().map(Authority::as_str);
-    header.into_iter().chain(address).all(is_local)
+/// Decision on a request.
+enum Decision {
+    Allowed,
+    /// Allowed when the token is valid. A page of another site can send any text as a token.
+    AllowedWithToken,
+    Refused(&'static str),
 }
 
-fn is_local(host: &str) -> bool {
+impl HostCheck {
+    fn decide(&self, request: &Request) -> Decision {
+        let is_locked = self.app.access.is_locked();
+        if !is_locked && is_foreign(request.method(), request.headers()) {
+            return Decision::Refused("without authorization, calls of pages of other origins are refused");
+        }
+        let is_proxied = request.extensions().get::<ProxyIdentity>().is_some();
+        // The page of a refusal needs its style sheet. Static files contain no data of the cluster.
+        let path = request.uri().path();
+        let is_public = is_probe(path) || path.starts_with("/ui/static/");
+        if is_public || self.is_known(request) || (is_locked && is_proxied) {
+            return Decision::Allowed;
+        }
+        if is_locked && request.headers().contains_key(AUTHORIZATION) {
+            return Decision::AllowedWithToken;
+        }
+        Decision::Refused(
+            "requests without a token need localhost, an address or a name of HTTP_HOSTS as their Host: \
+             add the name to HTTP_HOSTS",
+        )
+    }
+
+    /// True when the request names this program. HTTP/2 has the name in the address. Browsers always send one.
+    fn is_known(&self, request: &Request) -> bool {
+        let header = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
+        let address = request.uri().authority().map(Authority::as_str);
+        header.into_iter().chain(address).all(|host| is_known(host, &self.names))
+    }
+}
+
+/// True for addresses, which no other site can have, for localhost, and for the names of the program.
+fn is_known(host: &str, names: &[String]) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     let name = authority.host().trim_matches(['[', ']']);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_one_of_ours = |other: &str| name.eq_ignore_ascii_case(other);
+    name.parse::<IpAddr>().is_ok() || is_one_of_ours("localhost") || names.iter().any(|other| is_one_of_ours(other))
 }
 
 /// True when a page of another origin sent the request. Links of other pages to a page of this program are allowed.
@@ -73,21 +118,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_this_machine_are_local() {
-        for host in ["localhost", "LocalHost:4000", "127.0.0.1:4000", "127.8.8.8", "[::1]:4000", "[::1]"] {
-            assert!(is_local(host), "{host}");
+    fn addresses_localhost_and_the_given_names_are_known() {
+        let names = ["sync.example.com".to_owned(), "sync-operator".to_owned()];
+        for host in [
+            "localhost",
+            "LocalHost:4000",
+            "127.0.0.1:4000",
+            "10.0.0.1",
+            "[::1]:4000",
+            "[fe80::1]",
+            "sync-operator:4000",
+            "Sync.Example.com",
+            "sync.example.com.:443",
+        ] {
+            assert!(is_known(host, &names), "{host}");
         }
         for host in [
             "",
             "evil.example",
             "localhost.evil.example:4000",
-            "10.0.0.1",
             "127.0.0.1.evil.example",
             "a@localhost@b",
-            "[fe80::1]",
+            "example.com",
+            "www.sync.example.com",
+            "sync.example.com.evil.example",
         ] {
-            assert!(!is_local(host), "{host}");
+            assert!(!is_known(host, &names), "{host}");
         }
+        assert!(!is_known("sync-operator", &[]));
     }
 
     #[test]

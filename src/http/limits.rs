@@ -164,7 +164,8 @@ async fn caller_key(app: &App, headers: &HeaderMap, extensions: &Extensions) -> 
     CallerKey(name.or(address).unwrap_or_default().into())
 }
 
-fn is_probe(path: &str) -> bool {
+/// True for paths that are never refused.
+pub(super) fn is_probe(path: &str) -> bool {
     matches!(path, "/health" | "/livez" | "/readyz")
 }
 

@@ -149,6 +149,8 @@ pub struct HttpSettings {
     pub proxies: Option<Proxies>,
     /// Path below which a proxy serves the sidecar.
     pub prefix: Option<Prefix>,
+    /// Names that requests without a token may have as their Host, in addition to addresses and localhost.
+    pub hosts: Vec<String>,
     /// Lease of the leader election.
     pub lease: LeaseName,
 }
@@ -218,7 +220,7 @@ pub fn router(
         logs: settings.logs,
         stop,
     }));
-    let HttpSettings { dashboard, proxies, prefix, .. } = settings;
+    let HttpSettings { dashboard, proxies, prefix, hosts, .. } = settings;
     let (router, document) = documented().split_for_parts();
     let document = openapi::finish(document, prefix.as_ref());
     let router = if dashboard.is_some() {
@@ -232,7 +234,7 @@ pub fn router(
         .method_not_allowed_fallback(async || {
             Problem::new(ProblemKind::MethodNotAllowed, "the header Allow lists its methods")
         });
-    let router = if app.access.is_locked() { router } else { host_check::layer(router) };
+    let router = host_check::layer(router, &app, hosts);
     let router = limits::layer(router, &app).with_state(app.clone());
     let pages = dashboard::ProblemPages {
         is_on: dashboard.is_some(),

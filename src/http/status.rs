@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     body::Bytes,
     extract::State,
-    http::header::CONTENT_TYPE,
+    http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{App, extract::Reader, job_view::Mode, problem::Problem};
+use super::{App, job_view::Mode, problem::Problem};
 use crate::{
     api::{SyncJob, SyncSchedule, syncjob::Phase},
     cluster,
@@ -30,9 +30,13 @@ const OLDEST: Duration = Duration::from_secs(2);
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
-    repeatable: Vec<Repeatable>,
+    /// Schedules. `null` for callers who may not list the SyncJobs of all namespaces.
+    #[schema(required = true)]
+    repeatable: Option<Vec<Repeatable>>,
     counts: Counts,
-    active_jobs: Vec<ActiveJob>,
+    /// Active runs. `null` for the same callers.
+    #[schema(required = true)]
+    active_jobs: Option<Vec<ActiveJob>>,
     /// True when there are schedules and all of them are suspended.
     paused: bool,
     as_of: AsOf,
@@ -91,38 +95,48 @@ struct ActiveJob {
 /// Last answer, cached for a moment, so that any number of dashboards cost next to nothing.
 #[derive(Default)]
 pub(super) struct CachedStatus {
-    answer: std::sync::Mutex<Option<(Instant, Bytes)>>,
+    answer: std::sync::Mutex<Option<(Instant, Answer)>>,
     /// Last answer of Redis, which is kept while Redis is unavailable. The caller that renews the answer holds the
     /// lock.
     depth: Mutex<Option<(Depth, Timestamp)>>,
 }
 
+/// Answer with and without the names of objects.
+#[derive(Clone)]
+struct Answer {
+    whole: Bytes,
+    counts: Bytes,
+}
+
 impl CachedStatus {
-    fn answer(&self, younger_than: Duration) -> Option<Bytes> {
+    fn answer(&self, younger_than: Duration) -> Option<Answer> {
         let answer = self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         answer.as_ref().filter(|(at, _)| at.elapsed() < younger_than).map(|(_, answer)| answer.clone())
     }
 
-    fn store(&self, answer: &Bytes) {
+    fn store(&self, answer: &Answer) {
         let stored = Some((Instant::now(), answer.clone()));
         *self.answer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = stored;
     }
 }
 
 /// Returns schedules, counts and active runs, in the format of the Node service.
+///
+/// Callers who may not list the SyncJobs of all namespaces receive the counts only.
 #[utoipa::path(get, path = "/jobs/status", tag = "jobs", responses((status = 200, body = Status)))]
-pub(super) async fn status(State(app): State<App>, Reader(reader): Reader) -> Result<Response, Problem> {
-    app.access.check_read(&reader, None).await?;
-    let body = match app.status.answer(FRESH) {
+pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
+    let reads_all = app.access.reads_all(&headers).await?;
+    let Answer { whole, counts } = match app.status.answer(FRESH) {
         Some(fresh) => fresh,
         None => renewed(&app).await?,
     };
+    let body = if reads_all { whole } else { counts };
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Returns a new answer, or a recent one while another caller renews it. That may take as long as Redis does not
 /// answer.
-async fn renewed(app: &App) -> Result<Bytes, Problem> {
+async fn renewed(app: &App) -> Result<Answer, Problem> {
     if let Ok(mut depth) = app.status.depth.try_lock() {
         return make(app, &mut depth).await;
     }
@@ -136,14 +150,16 @@ async fn renewed(app: &App) -> Result<Bytes, Problem> {
     }
 }
 
-async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Bytes, Problem> {
+async fn make(app: &App, last: &mut Option<(Depth, Timestamp)>) -> Result<Answer, Problem> {
     let objects = app.listed()?;
     let depth = app.state.read_depth().await;
     let now = Timestamp::now();
     *last = depth.map(|depth| (depth, now)).or(*last);
     let as_of = AsOf { queue: last.map(|(_, at)| at), objects: cluster::stale_since().unwrap_or(now) };
     let status = build(&objects.schedules.state(), &objects.jobs.state(), last.map(|(depth, _)| depth), as_of);
-    let answer = Bytes::from(serde_json::to_vec(&status).unwrap_or_default());
+    let bytes = |status: &Status| Bytes::from(serde_json::to_vec(status).unwrap_or_default());
+    let whole = bytes(&status);
+    let answer = Answer { whole, counts: bytes(&Status { repeatable: None, active_jobs: None, ..status }) };
     app.status.store(&answer);
     Ok(answer)
 }
@@ -157,7 +173,7 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
     active_jobs.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Status {
         paused: !repeatable.is_empty() && repeatable.iter().all(|schedule| schedule.suspended),
-        repeatable,
+        repeatable: Some(repeatable),
         counts: Counts {
             active: depth.map(|depth| depth.active),
             waiting: depth.map(|depth| depth.waiting),
@@ -166,7 +182,7 @@ fn build(schedules: &[Arc<SyncSchedule>], jobs: &[Arc<SyncJob>], depth: Option<D
             completed: in_phase(Phase::Complete).count(),
             failed: in_phase(Phase::Failed).count(),
         },
-        active_jobs,
+        active_jobs: Some(active_jobs),
         as_of,
     }
 }

@@ -179,9 +179,10 @@ pick_port() {
 }
 
 start_operator() {
-  local pid end=$((SECONDS + 20)) access=()
-  # Only this user has access to a cluster of the demo. On an existing cluster, the API and the dashboard require a login.
-  [[ $CLUSTER == existing ]] || access=(--insecure-no-auth)
+  local pid end=$((SECONDS + 20)) access
+  # Only this user has access to a cluster of the demo. On an existing cluster, the dashboard and changes require a login.
+  access=(--insecure-no-auth)
+  [[ $CLUSTER != existing ]] || access=(--read-access open)
   port=$(pick_port operator)
   setsid "$programs/sync-operator" all --http-address 127.0.0.1 --http-port "$port" --metrics-address 127.0.0.1 --metrics-port 0 \
     --queue-name demo --watch-namespace "$namespace" --workers 4 \

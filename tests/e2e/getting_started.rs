@@ -73,8 +73,8 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     assert_eq!(call(api.port, "GET", "/health", None), (200, healthy));
     let (code, status) = call(api.port, "GET", "/jobs/status", None);
     assert_eq!(code, 200);
-    let known = status["repeatable"].as_array().unwrap().iter().find(|one| one["namespace"] == namespace.0);
-    assert_eq!((&known.unwrap()["name"], &known.unwrap()["every"]), (&json!("user-sync"), &json!(28_800_000_000_i64)));
+    // Without a token, only the counts are shown.
+    assert!(status["repeatable"].is_null() && status["counts"]["completed"].as_u64().unwrap() >= 1, "{status}");
     kubectl(&format!("create serviceaccount dev --namespace {namespace}"));
     kubectl(&format!("create serviceaccount nobody --namespace {namespace}"));
     // The chart adds the rights on both kinds to the ClusterRole edit.
@@ -86,7 +86,8 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
         token.trim().to_owned()
     };
     let trigger = format!("/jobs/trigger/user-sync?namespace={namespace}&schedule=user-sync");
-    assert_eq!(call(api.port, "POST", &trigger, None).0, 401);
+    let list = format!("/jobs?namespace={namespace}&schedule=user-sync");
+    assert_eq!((call(api.port, "GET", &list, None).0, call(api.port, "POST", &trigger, None).0), (401, 401));
     assert_eq!(call(api.port, "POST", &trigger, Some(&token("nobody"))).0, 403);
     let (code, triggered) = eventually("the rights are aggregated into the role edit", || {
         let answer = call(api.port, "POST", &trigger, Some(&token("dev")));
@@ -94,6 +95,8 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     });
     assert_eq!(code, 202, "{triggered}");
     wait_until_complete(&namespace.0, triggered["name"].as_str().unwrap());
+    let (code, runs) = call(api.port, "GET", &list, Some(&token("dev")));
+    assert_eq!((code, runs["items"].as_array().unwrap().len()), (200, 2), "{runs}");
 
     // Suspension by a patch.
     let suspend = r#"{"spec":{"suspended":true}}"#;

@@ -37,6 +37,14 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Names of the API: those of its Service, and api.hosts. */}}
+{{- define "sync-operator.hosts" -}}
+{{- $service := include "sync-operator.fullname" . -}}
+{{- $namespaced := printf "%s.%s" $service .Release.Namespace -}}
+{{- $cluster := list $service $namespaced (printf "%s.svc" $namespaced) (printf "%s.svc.cluster.local" $namespaced) -}}
+{{- concat $cluster .Values.api.hosts | join "," -}}
+{{- end -}}
+
 {{/* Pod security context for the Pod Security Standard "restricted". */}}
 {{- define "sync-operator.podSecurity" -}}
 runAsNonRoot: true

@@ -42,6 +42,8 @@ struct Overview {
     hour: Hour,
     leader: Leader,
     redis: Option<Depth>,
+    /// Depth of the queue, for users who see all namespaces.
+    queue: Option<Depth>,
     stale: Option<Moment>,
 }
 
@@ -114,7 +116,8 @@ pub(super) async fn show(
     let hour = Hour::new(&objects.last_hour(scope.0.as_ref(), now), now);
     let stale = cluster::stale_since().map(|at| Moment::new(at, now));
     let facts = facts(&schedules, &jobs, now);
-    page(&Overview { frame: visitor.frame("overview", &scope), facts, hour, leader, redis, stale })
+    let queue = redis.filter(|_| scope.0.is_none());
+    page(&Overview { frame: visitor.frame("overview", &scope), facts, hour, leader, redis, queue, stale })
 }
 
 fn phase(job: &SyncJob) -> Phase {

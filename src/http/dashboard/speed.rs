@@ -83,6 +83,7 @@ async fn pages_of_runs() {
         logs: None,
         proxies: None,
         prefix: None,
+        hosts: Vec::new(),
         lease: LeaseName { namespace: None, name: "sync-operator".to_owned() },
     };
     let router = router(state, objects, settings, "speed", CancellationToken::new());

@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::Command};
 
+use axum::{body::Body, http::Request};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use k8s_openapi::{
     api::{
@@ -196,26 +197,83 @@ async fn each_call_requires_the_right_on_its_object() {
     }
 }
 
+async fn get(sidecar: &Sidecar, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::get(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    sidecar.call(request.body(Body::empty()).unwrap()).await
+}
+
 #[tokio::test]
-async fn reads_can_require_the_right_to_list_jobs() {
+async fn reading_needs_a_right() {
     let env = TestEnv::new().await;
-    let sidecar = Sidecar::new(&env, Some(ReadAccess::Authorized), 1000).await;
-    let viewer = with_rights(&env, "viewer", &["list"]).await;
-    let admin = administrator(&env).await;
-    let get = async |path: &str, token: &str| {
-        let request = axum::http::Request::get(path).header("authorization", format!("bearer {token}"));
-        sidecar.call(request.body(axum::body::Body::empty()).unwrap()).await
-    };
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::default()), 1000).await;
+    let viewer = format!("bearer {}", with_rights(&env, "viewer", &["list"]).await);
+    let admin = format!("bearer {}", administrator(&env).await);
     let here = format!("/jobs?namespace={}", env.name);
-    for path in ["/jobs", "/jobs/status", &here, "/events", "/jobs/a/b"] {
+    for path in ["/jobs", &here, "/events", "/jobs/a/b"] {
         assert_eq!(sidecar.get(path).await.problem(), (401, "unauthenticated"), "{path}");
     }
-    for path in ["/jobs", "/jobs/status", "/jobs/elsewhere/b", "/events"] {
-        assert_eq!(get(path, &viewer).await.problem(), (403, "forbidden"), "{path}");
+    for path in ["/jobs", "/jobs/elsewhere/b", "/events"] {
+        assert_eq!(get(&sidecar, path, &[("authorization", &viewer)]).await.problem(), (403, "forbidden"), "{path}");
     }
-    assert_eq!(get(&here, &viewer).await.code, 200);
-    assert_eq!(get("/jobs/status", &admin).await.code, 200);
+    assert_eq!(get(&sidecar, &here, &[("authorization", &viewer)]).await.code, 200);
+    assert_eq!(get(&sidecar, "/jobs", &[("authorization", &admin)]).await.code, 200);
     for path in ["/health", "/livez", "/readyz", "/openapi.json"] {
         assert_ne!(sidecar.get(path).await.code, 401, "{path} is always open");
+    }
+}
+
+#[tokio::test]
+async fn status_without_rights_has_only_counts() {
+    let env = TestEnv::new().await;
+    let sidecar = Sidecar::new(&env, Some(ReadAccess::default()), 1000).await;
+    apply_schedule(&env, "users", json!({"suspended": true})).await;
+    let admin = format!("bearer {}", administrator(&env).await);
+    let viewer = format!("bearer {}", with_rights(&env, "viewer", &["list"]).await);
+    let whole = eventually("the sidecar has seen the schedule", async || {
+        let answer = get(&sidecar, "/jobs/status", &[("authorization", &admin)]).await;
+        (answer.body["repeatable"].as_array()?.len() == 1).then_some(answer.body)
+    })
+    .await;
+    assert_eq!(whole["activeJobs"], json!([]));
+    let mut answers = vec![sidecar.get("/jobs/status").await];
+    answers.push(get(&sidecar, "/jobs/status", &[("authorization", &viewer)]).await);
+    for answer in answers {
+        assert_eq!((answer.code.as_u16(), &answer.body["counts"]), (200, &whole["counts"]));
+        assert_eq!((&answer.body["repeatable"], &answer.body["activeJobs"]), (&Value::Null, &Value::Null));
+        assert_eq!(answer.body["paused"], true);
+        let keys = |body: &Value| body.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&answer.body), keys(&whole));
+    }
+    let garbage = get(&sidecar, "/jobs/status", &[("authorization", "bearer garbage")]).await;
+    assert_eq!(garbage.problem(), (401, "unauthenticated"));
+}
+
+#[tokio::test]
+async fn a_host_of_another_site_needs_a_token() {
+    let env = TestEnv::new().await;
+    let admin = format!("bearer {}", administrator(&env).await);
+    let foreign = ("host", "evil.example:4000");
+    for reads in [ReadAccess::Open, ReadAccess::Authorized] {
+        let sidecar = Sidecar::new(&env, Some(reads), 1000).await;
+        for path in ["/jobs", "/jobs/status", "/events", "/openapi.json", "/", "/ui/login"] {
+            let answer = get(&sidecar, path, &[foreign]).await;
+            assert_eq!(answer.problem(), (403, "forbidden"), "{path}");
+            assert!(answer.body["detail"].as_str().unwrap().contains("HTTP_HOSTS"), "{}", answer.body);
+            // A page can send any header to its own origin.
+            let answer = get(&sidecar, path, &[foreign, ("authorization", "bearer garbage")]).await;
+            assert_eq!(answer.problem(), (401, "unauthenticated"), "{path}");
+        }
+        assert_eq!(get(&sidecar, "/jobs", &[foreign, ("authorization", &admin)]).await.code, 200);
+        for host in ["localhost", "10.0.0.1:4000", "sync.example"] {
+            assert_eq!(get(&sidecar, "/jobs/status", &[("host", host)]).await.code, 200, "{host}");
+        }
+        assert_eq!(get(&sidecar, "/livez", &[foreign]).await.code, 200);
+    }
+    let sidecar = Sidecar::open(&env).await;
+    for headers in [&[foreign][..], &[foreign, ("authorization", &admin)]] {
+        assert_eq!(get(&sidecar, "/jobs", headers).await.problem(), (403, "forbidden"), "{headers:?}");
     }
 }

@@ -200,7 +200,12 @@ async fn other_namespaces_are_not_visible() {
         assert_eq!(browser.get(path).await.code, 403, "{path}");
     }
     assert_eq!(browser.get(&format!("/ui/runs/{}/none", env.name)).await.code, 404);
-    assert!(browser.get("/").await.text.contains("failed"), "permitted objects are shown");
+    let overview = browser.get("/").await.text;
+    assert!(overview.contains("failed"), "permitted objects are shown");
+    let admin = Browser::with_token(&sidecar, &administrator(&env).await).await;
+    for (text, of_all) in [(overview, false), (admin.get("/").await.text, true)] {
+        assert_eq!(text.contains("Waiting for a retry"), of_all, "the queue has runs of all namespaces");
+    }
 }
 
 #[tokio::test]

@@ -136,6 +136,7 @@ pub fn settings(reads: Option<ReadAccess>, requests_per_second: NonZeroU32) -> H
         logs: None,
         proxies: None,
         prefix: None,
+        hosts: vec!["sync.example".to_owned()],
         lease,
     }
 }
