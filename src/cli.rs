@@ -475,9 +475,9 @@ pub struct Http {
     /// Dashboard for browsers, at the path /.
     #[arg(long, env = "DASHBOARD", help_heading = "HTTP", value_enum, default_value = "on")]
     pub dashboard: Switch,
-    /// File with the secret, of at least 32 bytes, that encrypts the sessions of the dashboard. Processes with the same
-    /// secret accept each other's sessions. Default: a random secret at each start. When the file changes, the program
-    /// exits, so that the next start reads it.
+    /// File with the secret, of at least 32 bytes, that encrypts the sessions of the dashboard. Default: a random secret
+    /// in Redis, which all processes of the queue share. When the file changes, the program exits, so that the next
+    /// start reads it.
     #[arg(long, env = "DASHBOARD_KEY_FILE", help_heading = "HTTP")]
     pub dashboard_key_file: Option<PathBuf>,
     /// Address of the logs of a run, for a link on the page of the run, with the placeholders {uid}, {namespace},

@@ -526,6 +526,10 @@ async fn add_http(
     let sessions = http::Sessions::new(secret.as_deref(), options.http_tls_cert.is_some());
     let sessions = sessions.map_err(|error| Error::Configuration(format!("DASHBOARD_KEY_FILE: {error}")))?;
     let dashboard = (options.dashboard == cli::Switch::On).then_some(sessions);
+    if let (Some(sessions), None) = (&dashboard, &secret) {
+        let share = sessions.clone().share(state.queue.clone());
+        tokio::spawn(parts.stop.clone().run_until_cancelled_owned(share));
+    }
     let settings = http::HttpSettings {
         reads: (!options.insecure_no_auth).then_some(options.read_access),
         requests_per_second: options.http_requests_per_second,

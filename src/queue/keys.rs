@@ -67,6 +67,11 @@ impl Keys {
         format!("{}:alert:{uid}", self.prefix)
     }
 
+    /// Secret of the sessions of the dashboard.
+    pub fn dashboard_key(&self) -> String {
+        format!("{}:dashboard_key", self.prefix)
+    }
+
     /// The hash of a run.
     pub fn run(&self, uid: &str) -> String {
         format!("{}:run:{uid}", self.prefix)

@@ -315,6 +315,25 @@ impl Queue {
         answer.into_values().next()
     }
 
+    /// Returns the secret of the sessions of the dashboard, which all processes share. The first process stores its
+    /// proposal.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn dashboard_key(&self, proposal: &[u8]) -> Result<Vec<u8>, Error> {
+        let (mut connection, key) = (self.connection.clone(), self.keys.dashboard_key());
+        let failed = || unavailable("read the key of the dashboard");
+        let mut read = redis::cmd("GET");
+        read.arg(&key);
+        if let Some(stored) = read.query_async::<Option<Vec<u8>>>(&mut connection).await.map_err(failed())? {
+            return Ok(stored);
+        }
+        // Another process may be faster. Its secret is then the one of all.
+        redis::cmd("SET").arg(&key).arg(proposal).arg("NX").exec_async(&mut connection).await.map_err(failed())?;
+        let stored: Option<Vec<u8>> = read.query_async(&mut connection).await.map_err(failed())?;
+        Ok(stored.unwrap_or_else(|| proposal.to_vec()))
+    }
+
     /// A script call with the keys every script knows; those of runs follow.
     fn script<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut call = script.prepare_invoke();

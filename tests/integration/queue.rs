@@ -245,6 +245,19 @@ async fn assert_fenced(queue: &Queue, uid: &str, epoch: u64) {
 }
 
 #[tokio::test]
+async fn the_first_key_of_the_dashboard_is_the_key_of_all() {
+    let queue = queue(LEASE);
+    let proposals: Vec<[u8; 32]> = (0..20).map(|number| [number; 32]).collect();
+    let keys = join_all(proposals.iter().map(|proposal| queue.dashboard_key(proposal))).await;
+    let keys: Vec<_> = keys.into_iter().map(Result::unwrap).collect();
+    assert!(proposals.iter().any(|proposal| keys[0] == proposal) && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    let mut raw = Raw::of(queue.name()).await;
+    let key = raw.key("dashboard_key");
+    raw.connection.del::<_, ()>(key).await.unwrap();
+    assert_eq!(queue.dashboard_key(&keys[0]).await.unwrap(), keys[0], "a process that runs stores it again");
+}
+
+#[tokio::test]
 async fn a_run_is_enqueued_once() {
     let queue = queue(LEASE);
     assert!(enqueue(&queue, "a", 0).await);

@@ -1,7 +1,12 @@
 //! Sessions: the Kubernetes token of a user, encrypted in a cookie. The server stores nothing, so every replica with
 //! the same key knows every session, and the token decides about each request as in the API.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
 
 use axum::{
     extract::{ConnectInfo, Request},
@@ -14,7 +19,9 @@ use ring::{
     hkdf,
 };
 
-use crate::http::prefix::Prefix;
+use tokio::time::sleep;
+
+use crate::{http::prefix::Prefix, queue::Queue};
 
 /// A session ends after this time, whatever happens in it.
 const LIFE: SignedDuration = SignedDuration::from_hours(8);
@@ -24,13 +31,15 @@ const MAX_VALUE: usize = 3800;
 const MIN_SECRET: usize = 32;
 /// Bytes of the time at which a session ends.
 const TIME: usize = 8;
+/// Interval between reads of the shared secret.
+const SHARE_INTERVAL: Duration = Duration::from_secs(10);
 /// The whole host.
 const ROOT: &str = "/";
 
 /// Key and settings of sessions. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    key: Arc<LessSafeKey>,
+    key: Arc<RwLock<LessSafeKey>>,
     https: bool,
     /// Path of the cookie.
     path: Arc<str>,
@@ -48,20 +57,40 @@ impl fmt::Debug for Sessions {
 }
 
 impl Sessions {
-    /// Sessions that all processes with the same secret know; without any, this process alone.
+    /// Sessions that all processes with the same secret know. Without a secret, this process alone knows them, until
+    /// [`Sessions::share`] has read one.
     ///
     /// # Errors
     /// When the secret is too short.
     pub fn new(secret: Option<&[u8]>, https: bool) -> Result<Self, WeakSecret> {
         let random: [u8; MIN_SECRET] = rand::random();
-        let secret = secret.unwrap_or(&random);
-        if secret.len() < MIN_SECRET {
-            return Err(WeakSecret);
+        let key = key(secret.unwrap_or(&random))?;
+        Ok(Self { key: Arc::new(RwLock::new(key)), https, path: ROOT.into() })
+    }
+
+    /// Shares the secret with the other processes of a queue, which has it. Never ends. After a loss of Redis, the
+    /// processes that run store their secret again, so that no session ends.
+    pub async fn share(self, queue: Queue) {
+        let mut secret = rand::random::<[u8; MIN_SECRET]>().to_vec();
+        let mut is_used = false;
+        loop {
+            match queue.dashboard_key(&secret).await {
+                Ok(shared) if is_used && shared == secret => {}
+                Ok(shared) => match key(&shared) {
+                    Ok(key) => {
+                        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
+                        (secret, is_used) = (shared, true);
+                    }
+                    Err(error) => tracing::warn!(%error, "the key of the dashboard in Redis is not used"),
+                },
+                Err(error) => tracing::debug!(%error, "the key of the dashboard is not known yet"),
+            }
+            sleep(if is_used { SHARE_INTERVAL } else { Duration::from_secs(1) }).await;
         }
-        // The secret may be in use for something else, too.
-        let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sync-operator dashboard").extract(secret);
-        let key = derived.expand(&[b"session"], &AES_256_GCM).map(UnboundKey::from).map_err(|_| WeakSecret)?;
-        Ok(Self { key: Arc::new(LessSafeKey::new(key)), https, path: ROOT.into() })
+    }
+
+    fn key(&self) -> RwLockReadGuard<'_, LessSafeKey> {
+        self.key.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the sessions of a dashboard below a path. Other services of its host do not receive its cookie.
@@ -88,7 +117,7 @@ impl Sessions {
         let mut sealed = [&end.as_second().to_be_bytes(), token.as_bytes()].concat();
         let nonce: [u8; NONCE_LEN] = rand::random();
         let aad = Aad::from(self.binding(way)?);
-        self.key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
+        self.key().seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
         let value = BASE64.encode([&nonce[..], &sealed].concat());
         (value.len() <= MAX_VALUE).then(|| self.set_cookie(way, &value, LIFE.as_secs()))
     }
@@ -102,7 +131,7 @@ impl Sessions {
         let mut sealed = BASE64.decode(value).ok()?;
         let (nonce, sealed) = sealed.split_at_mut_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let opened = self.key.open_in_place(nonce, aad, sealed).ok()?;
+        let opened = self.key().open_in_place(nonce, aad, sealed).ok()?;
         let (end, token) = opened.split_first_chunk::<TIME>()?;
         (i64::from_be_bytes(*end) > now.as_second()).then(|| String::from_utf8(token.to_vec()).ok())?
     }
@@ -137,6 +166,16 @@ impl Sessions {
             Way::Loopback | Way::Open => "sync-operator",
         }
     }
+}
+
+/// Derives the key of sessions. The secret may be in use for something else, too.
+fn key(secret: &[u8]) -> Result<LessSafeKey, WeakSecret> {
+    if secret.len() < MIN_SECRET {
+        return Err(WeakSecret);
+    }
+    let derived = hkdf::Salt::new(hkdf::HKDF_SHA256, b"sync-operator dashboard").extract(secret);
+    let key = derived.expand(&[b"session"], &AES_256_GCM).map(UnboundKey::from).map_err(|_| WeakSecret)?;
+    Ok(LessSafeKey::new(key))
 }
 
 /// Transport of a request.

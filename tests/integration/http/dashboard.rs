@@ -445,6 +445,26 @@ async fn sidecars_with_the_same_secret_accept_the_same_sessions() {
 }
 
 #[tokio::test]
+async fn sidecars_share_their_sessions_by_redis() {
+    let env = TestEnv::new().await;
+    let token = administrator(&env).await;
+    let start = async || {
+        let sessions = Sessions::new(None, false).unwrap();
+        let share = tokio::spawn(sessions.clone().share(env.queue()));
+        (Sidecar::with(&env, settings(Some(sessions))).await, share)
+    };
+    let ((one, first), (other, second)) = (start().await, start().await);
+    eventually("the other sidecar accepts a session", async || {
+        let Browser { cookie, .. } = Browser::with_token(&one, &token).await;
+        let code = Browser { sidecar: &other, cookie }.get("/").await.code;
+        (code == 200).then_some(())
+    })
+    .await;
+    first.abort();
+    second.abort();
+}
+
+#[tokio::test]
 async fn the_dashboard_can_be_left_out() {
     let env = TestEnv::new().await;
     let sidecar = Sidecar::with(&env, settings(None)).await;
