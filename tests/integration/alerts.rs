@@ -11,9 +11,7 @@ use ring::hmac;
 use serde_json::{Value, json};
 use sync_operator::api::{SyncAlert, SyncAlertStatus};
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     servers::DedicatedServer,
     sinks::{Delivery, HttpSink, Instead, MailSink, PASSWORD, USER},
     support::{

@@ -14,7 +14,7 @@ use sync_operator::{
 };
 use tokio::time::Instant;
 
-pub use crate::support::{
+use crate::support::{
     TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, wait_for_events, wait_for_phase,
     wait_until_removed,
 };

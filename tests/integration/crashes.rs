@@ -15,9 +15,7 @@ use sync_operator::{
 };
 use tokio::select;
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     support::{
         ALLOWED, RequestLimit, TestEnv, apply_job, confirmed, eventually, finished, source, start_leader_behind,
     },

@@ -16,9 +16,7 @@ use sync_operator::{
 };
 use tokio::time::sleep;
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     servers::DedicatedServer,
     support::{
         TestEnv, apply_job, apply_once, apply_schedule, eventually, finished, get, slow, wait_for_events,

@@ -14,9 +14,7 @@ use sync_operator::{
 };
 use tokio::time::sleep;
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     servers::DedicatedServer,
     support::{
         Servers, TestEnv, apply_job, apply_schedule, eventually, finished, get, leader_of, leads, lines,

@@ -26,9 +26,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     servers::Redis,
     support::{PATIENCE, claim_one, eventually, unique, variable},
 };

@@ -17,9 +17,7 @@ use serde_json::{Value, json};
 use sync_operator::{api::SLOT_ANNOTATION, domain::job::is_finished};
 use tokio::time::Instant;
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::support::{
+use crate::support::{
     TestEnv, apply_job, apply_schedule, events, eventually, finished, get, leader_of, leads, probe_port, replicas,
 };
 

@@ -21,9 +21,7 @@ use sync_operator::{
     domain::job::is_complete,
 };
 
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::*;
-pub use crate::{
+use crate::{
     certificates::Authority,
     support::{
         ALLOWED, TestEnv, apply_job, confirmed, counts, ended, eventually, failures, finished, run, secret, source,

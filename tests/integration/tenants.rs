@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    sources::{ended, run, with},
+    sources::with,
     support::{Operator, TestEnv, eventually, unique, variable},
     upstream::Upstream,
 };
