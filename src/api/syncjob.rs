@@ -116,7 +116,7 @@ pub struct SyncJobSpec {
     pub ttl_after_finished: Option<GoDuration>,
 
     /// Priority of the run in the queue, -1000 to 1000. Runs with a higher priority start first. Within a priority the
-    /// namespaces take turns, and runs of one namespace start in the order of their arrival.
+    /// runs of different namespaces alternate, and runs of one namespace start in the order of their arrival.
     #[serde(default)]
     #[x_kube(validation = rules::range("priority", -1000, 1000))]
     pub priority: i32,

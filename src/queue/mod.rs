@@ -380,9 +380,10 @@ impl Queue {
         call.call(&mut self.connection.clone()).await.map_err(unavailable(action))
     }
 
-    /// Claims the next runs: highest priority first, then in turn for the namespaces, then first come, first served. At
-    /// most `most` (and at most 32), and no more than an equal share for each living worker. Without a run to claim,
-    /// returns the time until a delayed run is due. `candidates` is kept from one call to the next, which saves a call.
+    /// Claims the next runs: highest priority first, then alternating between the namespaces, then first come, first
+    /// served. At most `most` (and at most 32), and no more than an equal share for each living worker. Without a run to
+    /// claim, returns the time until a delayed run is due. `candidates` is kept from one call to the next, which saves a
+    /// call.
     ///
     /// # Errors
     /// When Redis does not answer. The run of a claim whose answer got lost is recovered when its lease expires.
@@ -598,7 +599,7 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn repair(&self, known: impl IntoIterator<Item = String>) -> Result<Repaired, Error> {
-        // In order, because runs that wait again take their turns in this order.
+        // In order, because runs that wait again get their ranks in this order.
         let mut uids: BTreeSet<String> = self.members(0..7).await?.into_iter().collect();
         uids.extend(known);
         let mut found = Repaired::default();

@@ -28,7 +28,7 @@ impl From<u8> for FencedWrite {
 pub struct NewRun<'a> {
     /// The run's id.
     pub uid: &'a str,
-    /// Namespace of the run: those of one priority take turns.
+    /// Namespace of the run. Runs of one priority alternate between namespaces.
     pub namespace: &'a str,
     /// Payload for the worker, as JSON.
     pub payload: &'a str,

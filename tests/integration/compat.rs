@@ -209,7 +209,7 @@ async fn enqueue_by_arrival(queue: &str, uid: &str, priority: i64) {
 }
 
 #[tokio::test]
-async fn runs_without_flows_take_turns_with_the_others() {
+async fn runs_without_flows_alternate_with_the_others() {
     let name = unique("compat");
     let queue = Queue::new(&variable("REDIS_URL"), &name, Duration::from_secs(30)).unwrap();
     for number in 0..30 {

@@ -1112,7 +1112,7 @@ async fn due_runs_of_one_namespace_do_not_delay_another() {
 }
 
 #[tokio::test]
-async fn a_replaced_run_keeps_the_turn_of_its_namespace() {
+async fn a_replaced_run_keeps_the_share_of_its_namespace() {
     let queue = queue(LEASE);
     crowd(&queue, 0..40).await;
     for number in 0..20 {

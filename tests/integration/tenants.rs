@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     sources::with,
-    support::{Operator, TestEnv, eventually, unique, variable},
+    support::{Operator, TestEnv, ended, eventually, run, unique, variable},
     upstream::Upstream,
 };
 

@@ -1,7 +1,7 @@
 -- ARGV level worker lease most offset look fresh installation uid...
 -- Takes the best of the given runs that wait: at most as many as asked for, and no more than this worker's share of all. Left alone
 -- are runs that need a higher level, or are of another installation. Delayed runs that are due begin to wait before that, since their
--- flows take turns with the others. Any other run's key is not known here, as a Cluster wants every key to be declared; so
+-- flows alternate with the others. Any other run's key is not known here, as a Cluster wants every key to be declared; so
 -- unless the ids are fresh, nothing is taken that comes after such a run. Returns the ids and fields of those taken, each with the
 -- milliseconds since it was due, the time, the ids to give in the next call, and when there is none, the milliseconds until the next
 -- delayed run is due (-1: none; -2: nothing may be claimed before a controller has asserted the runs; -3: more runs are due, call

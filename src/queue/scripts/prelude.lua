@@ -63,11 +63,11 @@ local TAGS = 2 ^ 40
 local function rank(priority, tag) return (1000 - priority) * TAGS + tag % TAGS end
 local function priority_of(place) return whole(1000 - math.floor(place / TAGS)) end
 
--- The flow of a run: the runs of one namespace and priority, which take turns with those of other namespaces. Runs that were claimed
+-- The flow of a run: the runs of one namespace and priority, which alternate with those of other namespaces. Runs that were claimed
 -- before are a flow of their own: their deadline has begun, so they do not wait for the other runs of their namespace.
 local function flow(priority, namespace, started) return priority .. '/' .. (namespace or '') .. (started and '/claimed' or '') end
 
--- The next rank of a flow, for a run that begins to wait: at least the virtual time, so that a flow has no claim to turns that it did
+-- The next rank of a flow, for a run that begins to wait: at least the virtual time, so that a flow has no claim to shares that it did
 -- not use. Each tag increases the counter of arrivals, which orders the runs of releases without flows.
 local function next_rank(priority, namespace, started)
   local arrivals, virtual = redis.call('INCR', SEQ), tonumber(redis.call('ZSCORE', SHARES, priority))

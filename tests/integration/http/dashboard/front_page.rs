@@ -32,8 +32,9 @@ async fn follow(sidecar: &Sidecar, client: Client, path: &str) -> Seen {
 async fn a_browser_at_the_root_gets_a_page_by_setting() {
     let env = TestEnv::new().await;
     let (open, closed) = (Some(ReadAccess::Open), Some(ReadAccess::Authorized));
-    let (here, there): (Client, Client) = (([127, 0, 0, 1], "localhost"), ([10, 1, 2, 3], "sync.example"));
-    let rebound: Client = (here.0, there.1);
+    let (here, there): (Client, Client) = (([127, 0, 0, 1], "localhost"), ([10, 1, 2, 3], "10.4.5.6:4000"));
+    let rebound: Client = (here.0, "sync.example");
+    let unknown = "add the name to HTTP_HOSTS";
     let (login, off) = ("kubectl create token", "set <code>api.dashboard=true</code>");
     for (server, client, path, code, expected) in [
         ((open, true, None), here, "/", 200, login),
@@ -42,13 +43,14 @@ async fn a_browser_at_the_root_gets_a_page_by_setting() {
         ((closed, true, Some("/sync")), here, "/sync", 200, login),
         ((open, true, None), there, "/", 200, "kubectl port-forward"),
         ((None, true, None), here, "/", 200, "kubectl explain syncschedule.spec"),
-        ((None, true, None), rebound, "/", 403, "open http://localhost"),
-        ((None, true, Some("/sync")), rebound, "/sync/", 403, "open http://localhost"),
+        ((None, true, None), rebound, "/", 403, unknown),
+        ((None, true, Some("/sync")), rebound, "/sync/", 403, unknown),
+        ((closed, true, None), rebound, "/", 403, unknown),
         ((open, false, None), there, "/", 404, off),
         ((closed, false, None), there, "/ui/runs", 404, off),
         ((closed, false, Some("/sync")), there, "/sync/", 404, "href=\"/sync/openapi.json\""),
         ((None, false, None), here, "/", 404, off),
-        ((None, false, None), rebound, "/", 403, "open http://localhost"),
+        ((None, false, None), rebound, "/", 403, unknown),
     ] {
         let sidecar = sidecar(&env, server).await;
         let case = format!("{server:?} {client:?} {path}");
