@@ -33,7 +33,7 @@ async fn a_browser_at_the_root_gets_a_page_by_setting() {
     let env = TestEnv::new().await;
     let (open, closed) = (Some(ReadAccess::Open), Some(ReadAccess::Authorized));
     let (here, there): (Client, Client) = (([127, 0, 0, 1], "localhost"), ([10, 1, 2, 3], "10.4.5.6:4000"));
-    let rebound: Client = (here.0, "sync.example");
+    let rebound: Client = (here.0, "evil.example");
     let unknown = "add the name to HTTP_HOSTS";
     let (login, off) = ("kubectl create token", "set <code>api.dashboard=true</code>");
     for (server, client, path, code, expected) in [
