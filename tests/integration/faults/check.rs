@@ -56,7 +56,8 @@ impl Round<'_> {
         if let Some(failed) = status.conditions.iter().find(|found| found.type_ == "Failed" && found.status == "True") {
             let cancelled = self.cancelled.lock().unwrap().contains(&job.uid().unwrap());
             let redirected = failed.reason == "InvalidSource" && failed.message.contains("with 302, a redirect");
-            assert!(redirected || (failed.reason == "Cancelled" && cancelled), "{name}: {}", failed.message);
+            let ended = redirected || failed.reason == "BudgetExceeded";
+            assert!(ended || (failed.reason == "Cancelled" && cancelled), "{name}: {}", failed.message);
             return;
         }
         assert!(counts.failed >= i64::from(REJECTED), "{name}: {counts:?}");
@@ -69,7 +70,7 @@ impl Round<'_> {
     async fn check_rolled_back(&self, job: &SyncJob) {
         let conditions = &job.status.as_ref().unwrap().conditions;
         let failed = conditions.iter().find(|found| found.type_ == "Failed" && found.status == "True").unwrap();
-        let expected = matches!(failed.reason.as_str(), "TooManyFailed" | "InvalidSource");
+        let expected = matches!(failed.reason.as_str(), "TooManyFailed" | "InvalidSource" | "BudgetExceeded");
         assert!(expected && !failed.message.contains("could not be"), "rolled-back: {}", failed.message);
         let documents = self.env.database.collection::<RawDocumentBuf>("rolled");
         let found: Vec<_> = documents.find(doc! {}).sort(doc! {"_id": 1}).await.unwrap().try_collect().await.unwrap();
