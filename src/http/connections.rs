@@ -75,8 +75,8 @@ impl Connections {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             *logged = Some(Instant::now());
-            let of = if full == Full::Key { "its address" } else { "all clients" };
-            tracing::warn!(%peer, "a connection was refused: {of} have too many connections");
+            let reason = if full == Full::Key { "its address has" } else { "all clients have" };
+            tracing::warn!(%peer, "a connection was refused: {reason} too many connections");
         }
     }
 }

@@ -14,7 +14,7 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderMap, Method,
-        header::{AUTHORIZATION, HOST, ORIGIN},
+        header::{AUTHORIZATION, HOST},
         uri::Authority,
     },
     middleware::{self, Next},
@@ -26,6 +26,7 @@ use super::{
     auth::ProxyIdentity,
     limits::is_probe,
     problem::{Problem, ProblemKind},
+    sender::Sender,
 };
 
 /// Check with the names of the program.
@@ -103,14 +104,8 @@ fn is_known(host: &str, names: &[String]) -> bool {
 /// True when a page of another origin sent the request. Links of other pages to a page of this program are allowed.
 /// Programs send none of the headers.
 fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let is_foreign = match (text("sec-fetch-site"), text(ORIGIN.as_str()), text(HOST.as_str())) {
-        (Some(site), _, _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(origin), host) => origin.split_once("://").is_none_or(|(_, from)| Some(from) != host),
-        (None, None, _) => false,
-    };
-    let is_link = method == Method::GET && text("sec-fetch-mode") == Some("navigate");
-    is_foreign && !is_link
+    let is_link = method == Method::GET && headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
+    Sender::of(headers) == Sender::OtherOrigin && !is_link
 }
 
 #[cfg(test)]

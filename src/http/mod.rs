@@ -27,6 +27,7 @@ mod progress_history;
 mod recent;
 mod schedule_health;
 mod search;
+mod sender;
 mod server;
 mod status;
 mod throughput;

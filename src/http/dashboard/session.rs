@@ -21,7 +21,10 @@ use ring::{
 
 use tokio::time::sleep;
 
-use crate::{http::prefix::Prefix, queue::Queue};
+use crate::{
+    http::{prefix::Prefix, sender::Sender},
+    queue::Queue,
+};
 
 /// A session ends after this time, whatever happens in it.
 const LIFE: SignedDuration = SignedDuration::from_hours(8);
@@ -196,14 +199,9 @@ pub(super) fn local(path: &str) -> &str {
     if ours && !path.contains(|c: char| c == '\\' || !c.is_ascii() || c.is_ascii_control()) { path } else { "/" }
 }
 
-/// True when a page of this host sent the form. Old browsers, and all browsers on plain HTTP, send `Origin` only.
+/// True when a page of this host sent the form.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    match (text("sec-fetch-site"), text("origin"), text("host")) {
-        (Some(site), _, _) => site == "same-origin",
-        (None, Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, from)| from == host),
-        _ => false,
-    }
+    Sender::of(headers) == Sender::SameOrigin
 }
 
 #[cfg(test)]
