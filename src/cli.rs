@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::{
     api::GoDuration,
-    domain::{egress::AddressRule, run::Subset},
+    domain::{egress::AddressRule, policy::database_name, run::Subset},
     http::{LogsUrl, Prefix, Proxies, ReadAccess},
     local::{self, Output, SecretArgument},
     telemetry::logs::Format,
@@ -674,17 +674,6 @@ fn proxy_network(text: &str) -> Result<IpNet, String> {
 fn key_prefix(text: &str) -> Result<String, String> {
     let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:{}".contains(c));
     if valid { Ok(text.to_owned()) } else { Err("must consist of letters, digits, -, _, ., : and braces".to_owned()) }
-}
-
-fn database_name(text: &str) -> Result<String, String> {
-    let valid = !text.is_empty()
-        && text.len() < 64
-        && !text.contains(['/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?']);
-    match text {
-        "admin" | "config" | "local" => Err("is reserved by MongoDB: name another database".to_owned()),
-        _ if valid => Ok(text.to_owned()),
-        _ => Err(r#"is no database name: no spaces and none of /\."$*<>:|?"#.to_owned()),
-    }
 }
 
 #[cfg(test)]

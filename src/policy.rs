@@ -44,6 +44,12 @@ impl CurrentPolicy {
         Arc::clone(&self.0.borrow())
     }
 
+    /// Returns the changes of the policy.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Arc<Policy>> {
+        self.0.clone()
+    }
+
     /// Returns the addresses of a namespace.
     #[must_use]
     pub fn egress(&self, namespace: &str) -> NamespaceEgress {

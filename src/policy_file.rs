@@ -25,31 +25,39 @@ const POLL_INTERVAL: Duration = Duration::from_secs(10);
 #[error("{0}")]
 pub struct InvalidPolicy(String);
 
+/// Settings of the process that the policy adds to.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// Addresses of every namespace, in addition to those of the file.
+    pub everywhere: Vec<AddressRule>,
+    /// True when `ALLOWED_DATABASES` names databases.
+    pub has_allowed_databases: bool,
+}
+
 /// Policy file, with its content when it was last read.
 struct PolicyFile {
     path: PathBuf,
-    everywhere: Vec<AddressRule>,
+    flags: Flags,
     content: Result<String, InvalidPolicy>,
     policy: watch::Sender<Arc<Policy>>,
 }
 
-/// Reads a policy file. `everywhere`: addresses of every namespace, in addition to those of the file. The future reads
-/// the file again when it changes, and never ends.
+/// Reads a policy file. The future reads the file again when it changes, and never ends.
 ///
 /// # Errors
 /// When the file cannot be read, or is invalid.
 pub fn open(
     path: &Path,
-    everywhere: Vec<AddressRule>,
+    flags: Flags,
 ) -> Result<(CurrentPolicy, impl Future<Output = ()> + Send + use<>), InvalidPolicy> {
     let content = file::read_to_string(path).map_err(InvalidPolicy)?;
-    let (policy, current) = CurrentPolicy::new(parse(path, &content, &everywhere)?);
+    let (policy, current) = CurrentPolicy::new(parse(path, &content, &flags)?);
     metrics::policy_read(true);
-    let file = PolicyFile { path: path.to_owned(), everywhere, content: Ok(content), policy };
+    let file = PolicyFile { path: path.to_owned(), flags, content: Ok(content), policy };
     Ok((current, file.follow()))
 }
 
-fn parse(path: &Path, content: &str, everywhere: &[AddressRule]) -> Result<Policy, InvalidPolicy> {
+fn parse(path: &Path, content: &str, flags: &Flags) -> Result<Policy, InvalidPolicy> {
     let parsed = manifest::parse_policy(&file::name(path), content);
     let policy = parsed.map_err(|findings| {
         let mut text = String::new();
@@ -60,7 +68,13 @@ fn parse(path: &Path, content: &str, everywhere: &[AddressRule]) -> Result<Polic
         }
         InvalidPolicy(text)
     })?;
-    Ok(Policy { everywhere: everywhere.to_vec(), ..policy })
+    if policy.tenants.is_some() && flags.has_allowed_databases {
+        let path = path.display();
+        return Err(InvalidPolicy(format!(
+            "{path}: tenants and ALLOWED_DATABASES exclude each other: move the databases to tenants[].mongodb.databases"
+        )));
+    }
+    Ok(Policy { everywhere: flags.everywhere.clone(), ..policy })
 }
 
 impl PolicyFile {
@@ -85,7 +99,7 @@ impl PolicyFile {
             return None;
         }
         self.content.clone_from(&content);
-        let policy = content.and_then(|content| parse(&self.path, &content, &self.everywhere));
+        let policy = content.and_then(|content| parse(&self.path, &content, &self.flags));
         metrics::policy_read(policy.is_ok());
         Some(policy.map(|policy| drop(self.policy.send_replace(Arc::new(policy)))))
     }
@@ -100,13 +114,14 @@ mod tests {
     #[test]
     fn a_changed_file_applies_and_an_invalid_one_does_not() {
         let path = std::env::temp_dir().join(format!("sync-operator-{:016x}.yaml", rand::random::<u64>()));
-        assert!(open(&path, Vec::new()).err().unwrap().to_string().starts_with("could not read"));
+        assert!(open(&path, Flags::default()).err().unwrap().to_string().starts_with("could not read"));
         let entry = |host: &str| format!("addresses: [{{name: a, hosts: [{host}]}}]");
         fs::write(&path, entry("one.example")).unwrap();
         let everywhere = vec![AddressRule::for_hosts(vec!["flag.example".to_owned()])];
+        let flags = Flags { everywhere, has_allowed_databases: true };
         let content = fs::read_to_string(&path).unwrap();
-        let (policy, current) = CurrentPolicy::new(parse(&path, &content, &everywhere).unwrap());
-        let mut file = PolicyFile { path: path.clone(), everywhere, content: Ok(content), policy };
+        let (policy, current) = CurrentPolicy::new(parse(&path, &content, &flags).unwrap());
+        let mut file = PolicyFile { path: path.clone(), flags, content: Ok(content), policy };
         let allowed = |host: &str| current.egress("team-a").get().check_host(host, false).is_ok();
         assert_eq!(file.reload(), None);
         assert!(allowed("one.example") && allowed("flag.example") && !allowed("two.example"));
@@ -119,6 +134,10 @@ mod tests {
         assert!(file.reload().unwrap().unwrap_err().to_string().starts_with("could not read"));
         assert_eq!(file.reload(), None, "an error is reported once");
         assert!(allowed("one.example"), "the policy before it still applies");
+
+        fs::write(&path, "tenants: []").unwrap();
+        let error = file.reload().unwrap().unwrap_err().to_string();
+        assert!(error.contains("tenants and ALLOWED_DATABASES exclude each other"), "{error}");
 
         fs::write(&path, entry("two.example")).unwrap();
         assert_eq!(file.reload(), Some(Ok(())));

@@ -229,15 +229,15 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
-            let policy = open_policy(&mut parts, &options.workers)?;
+            let policy = open_policy(&mut parts, &options.workers, &options.mongodb)?;
             add_probes(&mut parts, options.probes, view.state(&queue)).await?;
             let settings = (options.workers, policy.clone());
             add_workers(&mut parts, settings, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, (options.controllers, policy), id, client, queue, view);
+            add_controllers(&mut parts, (options.controllers, &options.mongodb, policy), id, client, queue, view);
         }
         Command::Worker(options) => {
             let queue = open_queue(&mut parts, &options.redis)?;
-            let policy = open_policy(&mut parts, &options.workers)?;
+            let policy = open_policy(&mut parts, &options.workers, &options.mongodb)?;
             let state = http::HttpState { cluster: None, ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state).await?;
             let client = cluster::connect().await.ok();
@@ -258,7 +258,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             let queue = open_queue(&mut parts, &options.redis)?;
             let client = connect().await?;
             identify_controllers(&mut parts, &queue, &client, &options.controllers.kubernetes, &options.mongodb);
-            let policy = open_policy(&mut parts, &options.workers)?;
+            let policy = open_policy(&mut parts, &options.workers, &options.mongodb)?;
             let objects = watch_objects(&mut parts, client.clone(), &options.controllers.kubernetes);
             let state = http::HttpState { objects: Some(objects.clone()), ..view.state(&queue) };
             add_probes(&mut parts, options.probes, state.clone()).await?;
@@ -267,7 +267,7 @@ async fn start(command: Command, id: &str) -> Result<(), Error> {
             add_http(&mut parts, options.http, state, objects, lease, id).await?;
             let settings = (options.workers, policy.clone());
             add_workers(&mut parts, settings, id, &queue, &options.mongodb, Some(client.clone()), &view).await?;
-            add_controllers(&mut parts, (options.controllers, policy), id, client, queue, view);
+            add_controllers(&mut parts, (options.controllers, &options.mongodb, policy), id, client, queue, view);
         }
     }
     parts.run().await
@@ -333,13 +333,21 @@ fn open_queue(parts: &mut Parts, options: &cli::Redis) -> Result<Queue, Error> {
 }
 
 /// Reads the policy, and follows its file.
-fn open_policy(parts: &mut Parts, options: &cli::WorkerOptions) -> Result<CurrentPolicy, Error> {
+fn open_policy(
+    parts: &mut Parts,
+    options: &cli::WorkerOptions,
+    mongodb: &cli::MongoDb,
+) -> Result<CurrentPolicy, Error> {
     let everywhere = options.addresses_everywhere();
     let Some(path) = &options.policy_file else {
         return Ok(CurrentPolicy::fixed(Policy { everywhere, ..Policy::default() }));
     };
+    let flags = policy_file::Flags { everywhere, has_allowed_databases: !mongodb.allowed_databases.is_empty() };
     let (policy, following) =
-        policy_file::open(path, everywhere).map_err(|error| Error::Configuration(format!("POLICY_FILE: {error}")))?;
+        policy_file::open(path, flags).map_err(|error| Error::Configuration(format!("POLICY_FILE: {error}")))?;
+    if policy.get().tenants.is_none() {
+        tracing::info!("the policy has no tenants: every namespace may use all of the operator's MongoDB");
+    }
     let stop = parts.stop.clone();
     parts.add(async move {
         stop.run_until_cancelled(following).await;
@@ -402,6 +410,7 @@ async fn add_workers(
         .map_err(|error| Error::Configuration(format!("MONGODB_URI: {error}")))?;
     let settings = worker::WorkerSettings { id: id.to_owned(), slots: usize::from(options.workers) };
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
+    let deployment = deployment.governed_by(policy.clone());
     let sources = Sources { secrets, policy };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
@@ -436,7 +445,7 @@ async fn first_answer(deployment: &Deployment) {
 
 fn add_controllers(
     parts: &mut Parts,
-    (options, policy): (cli::Controllers, CurrentPolicy),
+    (options, mongodb, policy): (cli::Controllers, &cli::MongoDb, CurrentPolicy),
     id: &str,
     client: Client,
     queue: Queue,
@@ -450,6 +459,7 @@ fn add_controllers(
         status_writes_per_second: times.status_writes_per_second,
         instance: id.to_owned(),
         policy,
+        database: mongodb.mongodb_database.clone().unwrap_or_default(),
         election: ElectionSettings {
             identity: id.to_owned(),
             namespace,

@@ -120,6 +120,8 @@ pub mod reasons {
     pub const BUDGET_EXCEEDED: &str = "BudgetExceeded";
     /// The share of failed documents reached `spec.failurePolicy.maxFailedPercent`.
     pub const TOO_MANY_FAILED: &str = "TooManyFailed";
+    /// The policy of the installation does not allow the run.
+    pub const NOT_ALLOWED: &str = "NotAllowed";
     /// `spec.cancelled` was set.
     pub const CANCELLED: &str = "Cancelled";
     /// A newer run of the schedule replaced the run.
@@ -141,7 +143,7 @@ pub mod reasons {
     pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
 
     /// Reasons of runs that failed, except for runs that a user ended.
-    pub const FAILURES: [&str; 9] = [
+    pub const FAILURES: [&str; 10] = [
         BACKOFF_LIMIT_EXCEEDED,
         DEADLINE_EXCEEDED,
         INVALID_TARGET,
@@ -151,5 +153,6 @@ pub mod reasons {
         STALLED,
         GUARD_EXCEEDED,
         NOT_APPROVED,
+        NOT_ALLOWED,
     ];
 }

@@ -308,7 +308,7 @@ pub struct Skip {
     /// Time of the slot.
     pub time: Time,
     /// Reason: Active (an earlier run was not finished), CatchUp, CreateFailed, Deadline, InvalidSpec, MaxActive,
-    /// NameCollision, Replaced or Suspended.
+    /// NameCollision, NotAllowed, Replaced or Suspended.
     pub reason: String,
 }
 

@@ -41,12 +41,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     alerts::Notifier,
-    api::SyncJob,
+    api::{SyncJob, SyncJobSpec, conditions::reasons},
     cluster::{self, Cluster, RequestClass, RequestPermit},
     domain::{
         ObjectEvent,
         failure::{CREATE, Cause},
         merge_patch,
+        run::{Outcome, RunSpec},
     },
     policy::CurrentPolicy,
     queue::{self, Queue},
@@ -96,8 +97,10 @@ pub struct ControllerSettings {
     pub instance: String,
     /// Settings of the leader election among several controllers.
     pub election: ElectionSettings,
-    /// Policy with the addresses that sinks of alerts may use.
+    /// Rights of namespaces.
     pub policy: CurrentPolicy,
+    /// Database of targets that do not set one.
+    pub database: String,
 }
 
 /// Clients and shared state of the reconcilers.
@@ -119,9 +122,22 @@ struct Context {
     leadership: Leadership,
     peers: Peers,
     clock: Clock,
+    policy: CurrentPolicy,
+    /// Database of targets that do not set one.
+    database: String,
 }
 
 impl Context {
+    /// Outcome of a run with this spec in a namespace. `None`: the policy allows the run, or the spec is invalid.
+    fn refusal(&self, namespace: &str, spec: &SyncJobSpec) -> Option<Outcome> {
+        let policy = self.policy.get();
+        // Most installations have no tenants, and parsing takes time.
+        policy.tenants.as_ref()?;
+        let run = RunSpec::parse(spec).ok()?;
+        let checked = policy.check(&policy.matching(namespace), namespace, &run, &self.database);
+        checked.err().map(|error| Outcome { reason: reasons::NOT_ALLOWED.to_owned(), message: error.to_string() })
+    }
+
     /// Sends a request for an object once it has a permit, while this process leads. An action that was refused is not
     /// sent again before its backoff has passed.
     async fn write<T>(
@@ -342,22 +358,15 @@ pub async fn run(
         expectations: Expectations::default(),
         failures: Failures::default(),
         deliveries,
-        notifier: Notifier::new(client.clone(), settings.policy),
+        notifier: Notifier::new(client.clone(), settings.policy.clone()),
         leadership: leadership.clone(),
         peers: Peers::new(client.clone(), lease.clone()),
         clock: clock.clone(),
+        policy: settings.policy.clone(),
+        database: settings.database,
     });
     let config = || Config::default().concurrency(CONCURRENCY);
-    let upset = || {
-        let recovered = stream::select(
-            WatchStream::from_changes(queue_available.clone()).map(drop),
-            stream::select(
-                WatchStream::from_changes(leadership.changes()).map(drop),
-                WatchStream::from_changes(leadership.ownership_changes()).map(drop),
-            ),
-        );
-        stream::select(recovered, clock.changes())
-    };
+    let upset = || upsets(&context);
 
     let schedules = Controller::for_shared_stream(streams.schedules, cluster.schedules.clone())
         .reconcile_on(UnboundedReceiverStream::new(streams.owners))
@@ -459,8 +468,22 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
     })
 }
 
-/// Stream of all unfinished SyncJobs, in each resync, when Redis is available again, and when the leader or the owner
-/// of the queue changes.
+/// Stream of the changes that concern all objects: Redis is available again or not, another process leads or owns the
+/// queue, a clock was set, or the policy has changed.
+fn upsets(context: &Context) -> impl Stream<Item = ()> + Send + use<> {
+    let recovered = stream::select(
+        WatchStream::from_changes(context.queue_available.clone()).map(drop),
+        stream::select(
+            WatchStream::from_changes(context.leadership.changes()).map(drop),
+            WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
+        ),
+    );
+    let policy = WatchStream::from_changes(context.policy.changes()).map(drop);
+    stream::select(recovered, stream::select(context.clock.changes(), policy))
+}
+
+/// Stream of all unfinished SyncJobs, in each resync, when Redis is available again, and when the policy, the leader or
+/// the owner of the queue changes.
 fn unfinished(
     cluster: &Cluster,
     resync: Duration,
@@ -471,6 +494,7 @@ fn unfinished(
         WatchStream::from_changes(context.leadership.changes()).map(drop),
         WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
     );
+    let policy = WatchStream::from_changes(context.policy.changes()).map(drop);
     let cluster = cluster.clone();
     let mut ticks = interval(resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -478,7 +502,7 @@ fn unfinished(
         ticks.tick().await;
         Some(((), ticks))
     });
-    stream::select(ticks, stream::select(available, leader)).flat_map(move |()| {
+    stream::select(stream::select(ticks, policy), stream::select(available, leader)).flat_map(move |()| {
         let jobs: Vec<_> = cluster.jobs.state().iter().map(|job| ObjectRef::from_obj(&**job)).collect();
         stream::iter(jobs)
     })

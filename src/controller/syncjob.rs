@@ -148,11 +148,18 @@ async fn observe_and_decide(
     let is_asking = |entry: &Entry| entry.state == State::Waiting && entry.needs > needs::FIRST;
     let highest_level = if entry.as_ref().is_some_and(is_asking) { context.queue.highest_level().await? } else { None };
     let has_workers = context.redis.has_workers();
-    let run = entry.as_ref().map(|entry| Run { has_workers, ..parse_run(entry, highest_level) });
+    let refusal = context.refusal(job.metadata.namespace.as_deref().unwrap_or_default(), &job.spec);
+    let mut run = entry.as_ref().map(|entry| Run { has_workers, ..parse_run(entry, highest_level) });
+    if let Some(run) = run.as_mut().filter(|_| refusal.is_some()) {
+        run.checkpoint.hide_keys();
+    }
     let restored =
         job::restored_without_status(job, context.cluster.schedule_of(job).is_some()).filter(|_| run.is_none());
     let mut plan = restored
         .map_or_else(|| job::decide(job, run.as_ref(), now), |outcome| job::end_without_run(job, &outcome, now));
+    if let Some(outcome) = refusal {
+        job::refuse(&mut plan, job, run.as_ref(), (outcome, now));
+    }
     // The default database of the installation was changed, or the installation has adopted the queue.
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());
     let is_unfinished = |entry: &Entry| !matches!(entry.state, State::Completed | State::Failed);
@@ -244,7 +251,7 @@ async fn enqueue(job: &SyncJob, uid: &str, context: &Context) -> Result<(), Erro
         parked_for: recorded.parked_for,
         rollback: RunSpec::parse(&live.spec).is_ok_and(|spec| spec.rollback),
         traceparent: trace.map(|root| root.span.to_string()),
-        needs: context.queue.level().needed_for(&live.spec),
+        needs: context.queue.level().needed_for(&live.spec, context.policy.get().tenants.is_some()),
     };
     let enqueued = context.queue.enqueue(&run).await;
     if !matches!(enqueued, Err(queue::Error::Owned)) {

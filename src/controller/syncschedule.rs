@@ -115,6 +115,8 @@ async fn observe_and_decide(
     let queue_owner = context.leadership.queue_owner();
     let skew = context.clock.skew();
     let failure = context.failures.shown(who);
+    let namespace = schedule.metadata.namespace.as_deref().unwrap_or_default();
+    let refusal = context.refusal(namespace, &schedule.spec.job_template.spec);
     let observed = ObservedSchedule {
         schedule,
         jobs: &jobs,
@@ -123,6 +125,7 @@ async fn observe_and_decide(
         queue_owner: queue_owner.as_deref(),
         clock_skew: skew.as_deref(),
         conflicts: &conflicts,
+        not_allowed: refusal.as_ref().map(|refusal| refusal.message.as_str()),
         failure: failure.as_ref(),
     };
     let now = context.clock.now();

@@ -183,6 +183,22 @@ pub fn end_without_run(job: &SyncJob, outcome: &Outcome, now: Timestamp) -> JobP
     JobPlan { status, enqueue: false, control: None, end: None, events, requeue: None }
 }
 
+/// Ends a run that the policy does not allow. A cancelled run ends anyway, and a rollback restores what an allowed run
+/// has changed.
+pub fn refuse(plan: &mut JobPlan, job: &SyncJob, run: Option<&Run>, (outcome, now): (Outcome, Timestamp)) {
+    let Some(run) = run else {
+        if !has_ended(&plan.status) && !job.spec.cancelled {
+            *plan = end_without_run(job, &outcome, now);
+        }
+        return;
+    };
+    let is_over = matches!(run.state, State::Completed | State::Failed) || run.outcome.is_some();
+    if !is_over && !run.desired.cancelled {
+        plan.control = Some(DesiredState::from(job));
+        plan.end = Some(outcome);
+    }
+}
+
 /// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no
 /// deadline now. A rollback has no deadline.
 fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
@@ -398,6 +414,11 @@ fn project_onto_status(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now
             let when = run.retry_at.map_or_else(String::new, |at| format!(" at {}", from_seconds(at.as_second())));
             reconciling(reasons::RATE_LIMITED, format!("The source limits requests; the run continues{when}"));
         }
+        State::Delayed if run.attempts == 0 => {
+            status.phase = Some(Phase::Queued);
+            let message = "Waiting for a worker whose copy of the policy allows the run";
+            reconciling(reasons::QUEUED, message.to_owned());
+        }
         State::Delayed => {
             status.phase = Some(Phase::Retrying);
             let why = run.history.last().map_or("the attempt failed", |attempt| attempt.message.as_str());
@@ -559,6 +580,51 @@ mod tests {
             lacks_level: None,
         }
     }
+    #[test]
+    fn a_run_that_is_not_allowed_ends_once_and_shows_no_keys() {
+        let refused = || Outcome { reason: reasons::NOT_ALLOWED.to_owned(), message: "why".to_owned() };
+        let job = |cancelled: bool| self::job(serde_json::json!({"cancelled": cancelled}));
+        let decide = |job: &SyncJob, run: Option<&Run>| {
+            let mut plan = super::decide(job, run, at(160));
+            refuse(&mut plan, job, run, (refused(), at(160)));
+            plan
+        };
+        let plan = decide(&job(false), None);
+        assert!(!plan.enqueue && has_ended(&plan.status), "{plan:?}");
+        assert_eq!(conditions::find(&plan.status.conditions, FAILED).unwrap().reason, "NotAllowed");
+        let plan = decide(&job(true), None);
+        assert_eq!(conditions::find(&plan.status.conditions, FAILED).unwrap().reason, "Cancelled");
+
+        for (state, is_cancelled, is_rolled_back, ends) in [
+            (State::Waiting, false, false, true),
+            (State::Delayed, false, false, true),
+            (State::Active, false, false, true),
+            (State::Parked, false, false, true),
+            (State::Active, true, false, false),
+            (State::Active, false, true, false),
+            (State::Completed, false, false, false),
+        ] {
+            let mut run = run(state, 5);
+            run.desired.cancelled = is_cancelled;
+            run.outcome = is_rolled_back.then(refused);
+            let plan = decide(&job(false), Some(&run));
+            assert_eq!(plan.end, ends.then(refused), "{state:?}");
+            assert!(plan.control.is_some() || !ends);
+        }
+
+        let mut run = run(State::Active, 5);
+        let failure = crate::api::syncjob::DocumentFailure {
+            key: "secret".to_owned(),
+            reason: "ValidationFailed".to_owned(),
+            message: String::new(),
+        };
+        run.checkpoint.failures = vec![failure];
+        run.checkpoint.changes = vec!["secret".to_owned()];
+        run.checkpoint.hide_keys();
+        let status = decide(&job(false), Some(&run)).status;
+        assert_eq!((status.failures[0].key.as_str(), status.changes), ("(hidden)", vec!["(hidden)".to_owned()]));
+    }
+
     fn reasons_of(plan: &JobPlan) -> Vec<&str> {
         plan.events.iter().map(|event| event.reason).collect()
     }
@@ -1025,7 +1091,8 @@ mod tests {
             (State::Completed, Phase::Complete, "RunCompleted"),
             (State::Failed, Phase::Failed, "RunFailed"),
         ] {
-            let plan = decide(&job(serde_json::json!({})), Some(&run(state, 100)), at(200));
+            let run = Run { attempts: 1, ..run(state, 100) };
+            let plan = decide(&job(serde_json::json!({})), Some(&run), at(200));
             assert_eq!((plan.status.phase, reasons_of(&plan)), (Some(phase), vec![event]));
             assert!(!plan.enqueue);
         }

@@ -8,7 +8,7 @@ use crate::api::{SyncJobSpec, Unknown};
 /// Level of release 0.1.0, which does not know levels.
 pub const FIRST: u32 = 1;
 /// Level of this release. Raised by a field, or a value of a field, of a SyncJob's spec that a worker must not ignore.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 /// Level of a program: the fields of a run that it supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +30,20 @@ impl Level {
     /// Level of a program of the release before, which lacks a field.
     #[must_use]
     pub fn without(field: String) -> Self {
-        Self { number: LEVEL - 1, lacks: Some(field) }
+        Self { number: FIRST, lacks: Some(field) }
     }
 
-    /// Level that a worker needs for a run, by the fields that this program knows.
+    /// Level that a worker needs for a run, by the fields that this program knows. `has_tenants`: the policy has
+    /// `tenants`, which workers of earlier releases do not check.
     #[must_use]
-    pub fn needed_for(&self, spec: &SyncJobSpec) -> u32 {
+    pub fn needed_for(&self, spec: &SyncJobSpec, has_tenants: bool) -> u32 {
         // Release 0.1.0 reads the fields of a source from other paths, and has no guard: it would send requests
         // without a token, and remove documents without a limit.
-        let needed = if spec.source.is_some() || spec.guard.is_some() { 2 } else { FIRST };
+        let needed = match (has_tenants, spec.source.is_some() || spec.guard.is_some()) {
+            (true, _) => 3,
+            (false, true) => 2,
+            (false, false) => FIRST,
+        };
         needed.min(self.number)
     }
 
@@ -159,8 +164,9 @@ mod tests {
             (json!({"source": {"rest": {"endpoint": "https://x/{ids}"}}}), 2, 1),
         ] {
             let spec: SyncJobSpec = serde_json::from_value(spec).unwrap();
-            assert_eq!(Level::default().needed_for(&spec), all, "{spec:?}");
-            assert_eq!(Level::without("guard".to_owned()).needed_for(&spec), before, "{spec:?}");
+            assert_eq!(Level::default().needed_for(&spec, false), all, "{spec:?}");
+            assert_eq!(Level::default().needed_for(&spec, true), 3, "{spec:?}");
+            assert_eq!(Level::without("guard".to_owned()).needed_for(&spec, false), before, "{spec:?}");
         }
     }
 }

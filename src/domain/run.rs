@@ -27,6 +27,8 @@ pub const MAX_FAILURES: usize = 20;
 pub const MAX_CHANGES: usize = 20;
 /// Largest number of keys of failed results that a run keeps, to know which documents its source has.
 pub const MAX_FAILED_KEYS: usize = 10_000;
+/// Text in place of a key that the policy does not allow to show.
+const HIDDEN: &str = "(hidden)";
 /// Failed attempts kept in a status.
 pub const MAX_ATTEMPTS: usize = 10;
 /// Prefix of the collections with the former values of documents, for a rollback. The uid of the run follows.
@@ -137,6 +139,19 @@ impl Checkpoint {
         let came_further = self.counts.processed > self.furthest;
         self.furthest = self.furthest.max(self.counts.processed);
         came_further
+    }
+
+    /// Removes the keys of documents.
+    pub fn hide_keys(&mut self) {
+        for failure in &mut self.failures {
+            HIDDEN.clone_into(&mut failure.key);
+        }
+        for key in &mut self.changes {
+            HIDDEN.clone_into(key);
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.keys.clear();
+        }
     }
 
     /// Keeps the first failures of a run, up to [`MAX_FAILURES`].
@@ -444,6 +459,9 @@ pub enum SpecError {
     /// A mistake in a schedule's template, whose text begins with the field.
     #[error("jobTemplate.spec.{0}")]
     Template(Box<SpecError>),
+    /// A spec that the policy does not allow.
+    #[error("{0}")]
+    NotAllowed(String),
     /// A cron expression or time zone without slots.
     #[error(transparent)]
     Cron(#[from] super::cron::InvalidCron),

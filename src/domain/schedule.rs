@@ -73,6 +73,8 @@ pub mod skips {
     pub const SUSPENDED: &str = "Suspended";
     /// The spec got a mistake before the SyncJob was created.
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The policy no longer allowed the runs of the schedule before the SyncJob was created.
+    pub const NOT_ALLOWED: &str = "NotAllowed";
     /// The schedule was changed after the slot was due, and before a controller started it.
     pub const SCHEDULE_CHANGED: &str = "ScheduleChanged";
 }
@@ -94,6 +96,8 @@ pub struct ObservedSchedule<'a> {
     pub clock_skew: Option<&'a str>,
     /// Fields that the source of this schedule and another source both map.
     pub conflicts: &'a [FieldConflict],
+    /// Reason for which the policy does not allow the runs of the schedule.
+    pub not_allowed: Option<&'a str>,
     /// The failure of a request that the schedule shows.
     pub failure: Option<&'a Failure>,
 }
@@ -186,7 +190,10 @@ pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
     if old.observed_generation.is_some_and(|seen| Some(seen) != schedule.metadata.generation) {
         plan.status.consecutive_failures = 0;
     }
-    let parsed = Parsed::new(&schedule.spec);
+    let parsed = Parsed::new(&schedule.spec).and_then(|parsed| match observed.not_allowed {
+        Some(why) => Err(SpecError::NotAllowed(why.to_owned())),
+        None => Ok(parsed),
+    });
     let pass = Pass { schedule, refused: refused(&plan.status, &jobs, observed.failure), jobs, now };
     skip_abandoned(&mut plan, &pass, parsed.as_ref());
     let stall = stall(&plan.status, parsed.as_ref());
@@ -205,7 +212,9 @@ pub fn decide(observed: &ObservedSchedule<'_>, now: Timestamp) -> SchedulePlan {
         }
         Err(error) => {
             plan.status.next_schedule_time = None;
-            if old.observed_generation.is_none_or(|seen| Some(seen) != schedule.metadata.generation) {
+            if matches!(error, SpecError::NotAllowed(_)) && !is_stalled_by(&old, reasons::NOT_ALLOWED) {
+                plan.events.push(ObjectEvent::warning("NotAllowed", error.to_string()));
+            } else if old.observed_generation.is_none_or(|seen| Some(seen) != schedule.metadata.generation) {
                 plan.events.push(ObjectEvent::warning("InvalidSchedule", error.to_string()));
             }
         }
@@ -249,6 +258,7 @@ fn skip_abandoned(plan: &mut SchedulePlan, pass: &Pass<'_>, parsed: Result<&Pars
     let is_suspended = pass.schedule.spec.suspended;
     let refused = pass.refused.as_ref().map(|failure| (skips::CREATE_FAILED, failure.message.as_str()));
     let why = |run: &ActiveRun| match parsed {
+        Err(SpecError::NotAllowed(_)) => Some((skips::NOT_ALLOWED, "the policy does not allow the runs")),
         Err(_) => Some((skips::INVALID_SPEC, "the spec is invalid")),
         Ok(_) if is_suspended && run.trigger.is_none() => Some((skips::SUSPENDED, "the schedule was suspended")),
         Ok(parsed) => {
@@ -307,6 +317,7 @@ fn clamp_times(status: &mut SyncScheduleStatus, now: Timestamp) -> bool {
 fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Option<(&'static str, String)> {
     let parsed = match parsed {
         Ok(parsed) => parsed,
+        Err(error @ SpecError::NotAllowed(_)) => return Some((reasons::NOT_ALLOWED, error.to_string())),
         Err(error) => return Some((reasons::INVALID_SPEC, error.to_string())),
     };
     let threshold = parsed.failure_threshold.filter(|threshold| status.consecutive_failures >= *threshold)?;
@@ -320,8 +331,11 @@ fn stall(status: &SyncScheduleStatus, parsed: Result<&Parsed, &SpecError>) -> Op
 
 /// True when the status reports that the schedule starts no runs because too many runs in a row have failed.
 fn is_stopped_by_failures(status: &SyncScheduleStatus) -> bool {
-    let stalled = conditions::find(&status.conditions, STALLED);
-    stalled.is_some_and(|stalled| stalled.reason == reasons::FAILURE_THRESHOLD_EXCEEDED)
+    is_stalled_by(status, reasons::FAILURE_THRESHOLD_EXCEEDED)
+}
+
+fn is_stalled_by(status: &SyncScheduleStatus, reason: &str) -> bool {
+    conditions::find(&status.conditions, STALLED).is_some_and(|stalled| stalled.reason == reason)
 }
 
 /// Skips the slot of `entry`: a SyncJob of its name exists that another owner controls.

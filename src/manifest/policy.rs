@@ -14,7 +14,7 @@ use super::{
 };
 use crate::domain::{
     egress::AddressRule,
-    policy::{AddressEntry, Policy, Scope},
+    policy::{AddressEntry, MongoRights, Policy, Scope, TenantEntry, database_name},
 };
 
 const MAX_LABEL: usize = 63;
@@ -22,7 +22,25 @@ const MAX_LABEL: usize = 63;
 /// The file as its author writes it. An absent list differs from an empty list.
 #[derive(Deserialize, JsonSchema)]
 struct PolicyDocument {
+    tenants: Option<Vec<TenantItem>>,
     addresses: Option<Vec<AddressItem>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct TenantItem {
+    name: String,
+    namespaces: Vec<String>,
+    mongodb: Option<MongoItem>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct MongoItem {
+    databases: Option<Vec<String>>,
+    collections: Vec<String>,
+    key_fields: Option<Vec<String>>,
+    stamp_fields: Option<Vec<String>>,
+    mapped_fields: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -115,6 +133,7 @@ fn report_nulls(node: &Node, path: &str, report: &mut Report<'_>) {
 /// Converts a document with the right structure. Reports the values that have no meaning.
 fn convert(document: PolicyDocument, report: &mut Report<'_>) -> Policy {
     let mut names = BTreeMap::new();
+    let tenants = document.tenants.map(|items| convert_tenants(items, &mut names, report));
     let mut addresses = Vec::new();
     for (index, item) in document.addresses.into_iter().flatten().enumerate() {
         let path = format!("addresses[{index}]");
@@ -128,7 +147,55 @@ fn convert(document: PolicyDocument, report: &mut Report<'_>) -> Policy {
         let networks = item.networks.map(|networks| convert_networks(&networks, &format!("{path}.networks"), report));
         addresses.push(AddressEntry { name: item.name, scope, rule: AddressRule { hosts, networks } });
     }
-    Policy { addresses, everywhere: Vec::new() }
+    Policy { tenants, addresses, everywhere: Vec::new() }
+}
+
+fn convert_tenants(
+    items: Vec<TenantItem>,
+    names: &mut BTreeMap<String, String>,
+    report: &mut Report<'_>,
+) -> Vec<TenantEntry> {
+    let mut entries = Vec::new();
+    for (index, TenantItem { name, namespaces, mongodb }) in items.into_iter().enumerate() {
+        let path = format!("tenants[{index}]");
+        check_name(&name, &path, names, report);
+        check_labels(Some(&namespaces), &format!("{path}.namespaces"), report);
+        let mongodb = mongodb.map(|rights| convert_rights(rights, &format!("{path}.mongodb"), report));
+        entries.push(TenantEntry { name, scope: Scope { namespaces: Some(namespaces) }, mongodb });
+    }
+    entries
+}
+
+fn convert_rights(item: MongoItem, path: &str, report: &mut Report<'_>) -> MongoRights {
+    let or = |fields: Option<Vec<String>>, default: &str| fields.unwrap_or_else(|| vec![default.to_owned()]);
+    let rights = MongoRights {
+        databases: item.databases,
+        collections: item.collections,
+        key_fields: or(item.key_fields, "_id"),
+        stamp_fields: or(item.stamp_fields, "lastSynced"),
+        mapped_fields: item.mapped_fields.unwrap_or_default(),
+    };
+    for (index, database) in rights.databases.iter().flatten().enumerate() {
+        if let Err(message) = database_name(database) {
+            report.error(&format!("{path}.databases[{index}]"), format!("{database:?} {message}"));
+        }
+    }
+    for (field, patterns) in [
+        ("collections", &rights.collections),
+        ("keyFields", &rights.key_fields),
+        ("stampFields", &rights.stamp_fields),
+        ("mappedFields", &rights.mapped_fields),
+    ] {
+        for (index, pattern) in patterns.iter().enumerate().filter(|(_, pattern)| !is_pattern(pattern)) {
+            let message = format!("{pattern:?} is no name: write a name, or a prefix with * at its end");
+            report.error(&format!("{path}.{field}[{index}]"), message);
+        }
+    }
+    rights
+}
+
+fn is_pattern(text: &str) -> bool {
+    !text.is_empty() && !text.strip_suffix('*').unwrap_or(text).contains('*')
 }
 
 /// Checks the name of an entry, which is unique in the file.
@@ -198,6 +265,19 @@ fn convert_networks(networks: &[String], path: &str, report: &mut Report<'_>) ->
 mod tests {
     use super::*;
 
+    #[test]
+    fn rights_have_the_defaults_of_the_design() {
+        let text = "tenants:\n- {name: a, namespaces: [team-a], mongodb: {collections: [users, \"team_*\"]}}\n- {name: b, \
+                    namespaces: []}\n";
+        let tenants = parse_policy("p.yaml", text).unwrap().tenants.unwrap();
+        let rights = tenants[0].mongodb.clone().unwrap();
+        assert_eq!((rights.databases, rights.collections), (None, vec!["users".to_owned(), "team_*".to_owned()]));
+        assert_eq!((rights.key_fields, rights.stamp_fields), (vec!["_id".to_owned()], vec!["lastSynced".to_owned()]));
+        assert_eq!((rights.mapped_fields, tenants[1].mongodb.clone()), (Vec::new(), None));
+        assert_eq!(parse_policy("p.yaml", "tenants: []").unwrap().tenants, Some(Vec::new()));
+        assert_eq!(parse_policy("p.yaml", "addresses: []").unwrap().tenants, None);
+    }
+
     fn lines(text: &str) -> Vec<String> {
         let findings = parse_policy("p.yaml", text).err().unwrap_or_default();
         findings.iter().map(ToString::to_string).collect()
@@ -238,6 +318,24 @@ mod tests {
             ("addresses:", "p.yaml:1:1: error: addresses: must not be null: set it, write [] for an empty list"),
             ("addresses:\n- hosts: [x]", "p.yaml:2:3: error: addresses[0].name: is required: add it"),
             ("addresses: [{name: a}]", "p.yaml:1:13: error: addresses[0]: hosts or networks is needed: add one"),
+            ("tenants:", "p.yaml:1:1: error: tenants: must not be null: set it, write [] for an empty list"),
+            ("tenants: [{name: a}]", "p.yaml:1:11: error: tenants[0].namespaces: is required: add it"),
+            (
+                "tenants:\n- name: a\n  namespaces: [x]\n  mongodb: {colections: [u], collections: [u]}",
+                "p.yaml:4:13: error: tenants[0].mongodb.colections: unknown field \"tenants[0].mongodb.colections\": did",
+            ),
+            (
+                "tenants: [{name: a, namespaces: [x], mongodb: {collections: [\"a*b\"]}}]",
+                "p.yaml:1:62: error: tenants[0].mongodb.collections[0]: \"a*b\" is no name",
+            ),
+            (
+                "tenants: [{name: a, namespaces: [x], mongodb: {collections: [], databases: [admin]}}]",
+                "p.yaml:1:77: error: tenants[0].mongodb.databases[0]: \"admin\" is reserved by MongoDB",
+            ),
+            (
+                "tenants: [{name: a, namespaces: []}]\naddresses: [{name: a, hosts: [x]}]",
+                "p.yaml:2:14: error: addresses[0].name: tenants[0] has the name a already",
+            ),
             (
                 &entry("  host: []"),
                 "p.yaml:4:3: error: addresses[0].host: unknown field \"addresses[0].host\": did you",

@@ -41,6 +41,9 @@ pub use health::{HealthReporter, WorkerHealth};
 const IDLE: Duration = Duration::from_secs(5);
 /// Interval between checks of the owner of the queue.
 const OWNER_POLL_INTERVAL: Duration = Duration::from_secs(30);
+/// Time after which a run is claimed again that the worker's copy of the policy does not allow. A kubelet writes a
+/// changed ConfigMap within about a minute.
+const POLICY_PAUSE: Duration = Duration::from_secs(10);
 /// Pause after an error of Redis.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -317,6 +320,14 @@ impl Worker {
         let payload = payload.ok_or_else(|| invalid("the payload of the run in Redis cannot be read".to_owned()))?;
         let spec = RunSpec::parse(&payload.spec).map_err(|error| invalid(error.to_string()))?;
         let refused = |error| AttemptResult::from(&error);
+        // A rollback restores what an allowed run has changed.
+        if failed_with(claim).is_none()
+            && let Err(error) = self.deployment.check(&spec, &payload.namespace)
+        {
+            // The leader decides, and may have read a newer policy.
+            tracing::warn!(uid = claim.uid, %error, "the policy of this worker does not allow the run: released");
+            return Err(AttemptResult::Paused(POLICY_PAUSE));
+        }
         if spec.rollback && claim.entry.checkpoint.is_none() {
             let target = self.deployment.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
@@ -394,7 +405,7 @@ fn log_end(
         AttemptResult::Released => tracing::info!(namespace, name, uid, epoch, trace_id, "run released"),
         AttemptResult::Paused(pause) => {
             let seconds = pause.as_secs();
-            tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused: the source limits requests");
+            tracing::info!(namespace, name, uid, epoch, trace_id, seconds, "run paused");
         }
         AttemptResult::Held(documents) => {
             tracing::info!(namespace, name, uid, epoch, trace_id, documents, "run held: it waits for an approval");

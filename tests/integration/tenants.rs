@@ -4,13 +4,20 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
+use bson::doc;
+use kube::api::ListParams;
 use serde_json::json;
+use sync_operator::api::syncjob::Phase;
 
 use crate::{
-    sources::with,
-    support::{Operator, TestEnv, ended, eventually, run, unique, variable},
+    sources::{ALLOWED, with},
+    support::{
+        Operator, TestEnv, apply_job, apply_schedule, counts, ended, eventually, finished, run, unique, variable,
+        wait_for_events, wait_for_phase,
+    },
     upstream::Upstream,
 };
 
@@ -91,6 +98,102 @@ async fn addresses_belong_to_the_namespaces_of_an_entry() {
 
     file.replace(&entry("another"), &operator, "the new policy applies").await;
     assert_eq!(ended(&run(&env, "again", with(&upstream, &json!({}))).await).0, "InvalidSource");
+}
+
+/// A policy that gives a namespace the collection `users`, with these key fields.
+fn users(namespace: &str, key_fields: &str) -> String {
+    let rights = format!("{{collections: [users], keyFields: [{key_fields}], mappedFields: [name]}}");
+    format!("tenants: [{{name: team, namespaces: [{namespace}], mongodb: {rights}}}]")
+}
+
+#[tokio::test]
+async fn what_no_entry_allows_is_refused() {
+    let env = TestEnv::new().await;
+    env.seed(3, 0).await;
+    let file = PolicyFile::new(&users(&env.name, "_id"));
+    let (operator, _) = env.all(&["--policy-file", file.path()]);
+    let allowed = run(&env, "allowed", json!({"syncType": "Full"})).await;
+    assert_eq!((ended(&allowed).0, counts(&allowed)), ("Completed", (3, 0, 0)));
+    for (name, target, message) in [
+        ("key", json!({"keyField": "email"}), "target.keyField email is not allowed for namespace "),
+        ("collection", json!({"collection": "secrets"}), "target.collection secrets is not allowed for namespace "),
+        (
+            "stamp",
+            json!({"lastSyncedField": "padding"}),
+            "target.lastSyncedField padding is not allowed for namespace ",
+        ),
+        ("database", json!({"database": "crm"}), "target.database crm is not allowed for namespace "),
+    ] {
+        let refused = run(&env, name, json!({"syncType": "Full", "dryRun": true, "target": target})).await;
+        let (reason, text) = ended(&refused);
+        assert!(reason == "NotAllowed" && text.starts_with(message) && text.contains("tenants team allows"), "{text}");
+        assert_eq!(refused.start_time, None, "{name}");
+        assert!(refused.changes.is_empty());
+    }
+
+    let template = json!({"spec": {"target": {"keyField": "email"}}});
+    apply_schedule(&env, "refused", json!({"interval": "1h", "immediate": true, "jobTemplate": template})).await;
+    wait_for_events(&env, "refused", &["NotAllowed"]).await;
+    let is_ready = async |reason: &str| {
+        eventually(&format!("the schedule is {reason}"), async || {
+            let status = env.schedules().get("refused").await.unwrap().status.unwrap_or_default();
+            status.conditions.iter().any(|it| it.type_ == "Ready" && it.reason == reason).then_some(())
+        })
+        .await;
+    };
+    is_ready("NotAllowed").await;
+    assert_eq!(env.jobs().list(&ListParams::default()).await.unwrap().items.len(), 5, "no SyncJob was created");
+    file.replace(&users(&env.name, "_id, email"), &operator, "the new policy applies").await;
+    is_ready("Scheduled").await;
+}
+
+#[tokio::test]
+async fn a_changed_policy_cancels_runs() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(300, 0).await;
+    upstream.state().delay = Duration::from_mins(5);
+    let file = PolicyFile::new(&users(&env.name, "_id"));
+    let (operator, _) = env.all(&[&ALLOWED[..], &["--policy-file", file.path()]].concat());
+    let mapping = json!([{"from": "/name", "to": "name", "type": "String"}]);
+    let mut spec = with(&upstream, &json!({"timeout": "10m"}));
+    spec["mapping"] = mapping;
+    apply_job(&env, "active", spec.clone()).await;
+    spec["suspended"] = true.into();
+    apply_job(&env, "suspended", spec).await;
+    for (name, phase) in [("active", Phase::Running), ("suspended", Phase::Suspended)] {
+        wait_for_phase(&env, name, phase).await;
+    }
+    file.replace(&users("another", "_id"), &operator, "the new policy applies").await;
+    for name in ["active", "suspended"] {
+        let status = finished(&env, name).await.status.unwrap();
+        let (reason, message) = ended(&status);
+        let expected = format!("namespace {} may not use the operator's MongoDB: no entry of tenants", env.name);
+        assert!(reason == "NotAllowed" && message.starts_with(&expected), "{name}: {reason}: {message}");
+    }
+    assert_eq!(env.count(doc! {"lastSynced": {"$exists": true}}).await, 0);
+}
+
+#[tokio::test]
+async fn a_worker_with_an_older_policy_leaves_the_run_to_others() {
+    let env = TestEnv::new().await;
+    env.seed(3, 0).await;
+    let (old, new) = (PolicyFile::new(&users("another", "_id")), PolicyFile::new(&users(&env.name, "_id")));
+    let worker = env.operator("worker", &["--policy-file", old.path()]);
+    let _controller = env.operator("controller", &["--workers", "0", "--policy-file", new.path()]);
+    apply_job(&env, "waits", json!({"syncType": "Full"})).await;
+    eventually("the worker has released the run", async || {
+        worker.log().contains("the policy of this worker does not allow the run: released").then_some(())
+    })
+    .await;
+    eventually("the SyncJob has the reason", async || {
+        let status = env.jobs().get("waits").await.unwrap().status?;
+        let has_reason = status.conditions.iter().any(|it| it.message.contains("copy of the policy allows the run"));
+        (has_reason && status.attempts.unwrap_or(0) == 0).then_some(())
+    })
+    .await;
+    old.replace(&users(&env.name, "_id"), &worker, "the new policy applies").await;
+    let status = finished(&env, "waits").await.status.unwrap();
+    assert_eq!((ended(&status).0, counts(&status)), ("Completed", (3, 0, 0)));
 }
 
 #[tokio::test]

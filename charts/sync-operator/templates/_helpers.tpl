@@ -180,6 +180,9 @@ topologySpreadConstraints:
 {{- if and (not .Values.controller.workers) (not .Values.worker.enabled) -}}
 {{- fail "controller.workers, worker.enabled: no worker would execute runs. Set controller.workers above 0, or worker.enabled to true" -}}
 {{- end -}}
+{{- if and $mongodb.allowedDatabases (hasKey .Values.policy "tenants") -}}
+{{- fail "mongodb.allowedDatabases, policy.tenants: both are set. Move the databases to policy.tenants[].mongodb.databases" -}}
+{{- end -}}
 {{- with $redis.existingSecret -}}
 {{- include "sync-operator.needSecret" (list $ "redis.existingSecret" . (default $redis.passwordKey $redis.urlKey)) -}}
 {{- end -}}

@@ -47,6 +47,7 @@ impl World {
                 queue_owner: None,
                 clock_skew: None,
                 conflicts: &[],
+                not_allowed: None,
                 failure: None,
             },
             at(now),
@@ -332,6 +333,7 @@ fn without_redis_runs_are_made_and_ready_says_why_they_wait() {
         queue_owner: None,
         clock_skew: None,
         conflicts: &[],
+        not_allowed: None,
         failure: None,
     };
     let plan = decide(&observed, at(CREATED));
@@ -353,6 +355,7 @@ fn ready_names_the_owner_of_the_queue_and_clocks_that_differ() {
             queue_owner,
             clock_skew,
             conflicts,
+            not_allowed: None,
             failure: None,
         };
         decide(&observed, at(CREATED))
@@ -670,6 +673,7 @@ fn a_field_conflict_is_shown_while_it_lasts() {
             queue_owner: None,
             clock_skew: None,
             conflicts,
+            not_allowed: None,
             failure: None,
         };
         let status = decide(&observed, at(CREATED)).status;

@@ -17,9 +17,11 @@ use super::{
 use crate::{
     connection_error,
     domain::{
+        policy::NotAllowed,
         run::RunSpec,
         source::{Asking, Missing, SourceName, SourceSpec},
     },
+    policy::CurrentPolicy,
     sync::{Error, Unavailable, keys},
 };
 
@@ -41,6 +43,8 @@ pub struct Deployment {
     /// `None`: each target has to name its own.
     default: Option<String>,
     allowed: Allowed,
+    /// Rights of namespaces. With `tenants`, they replace `allowed`.
+    policy: CurrentPolicy,
 }
 
 /// Databases that targets may set, in addition to the default database.
@@ -58,7 +62,23 @@ impl Deployment {
     /// When the URI cannot be used. The text does not hold the URI.
     pub async fn new(uri: &str, default: &str, allowed: &[String], ca: Option<&Path>) -> Result<Self, Unavailable> {
         let (client, _) = open(uri, ca).await?;
-        Ok(Self { client, default: Some(default.to_owned()), allowed: Allowed::Only(allowed.to_vec()) })
+        let (default, allowed) = (Some(default.to_owned()), Allowed::Only(allowed.to_vec()));
+        Ok(Self { client, default, allowed, policy: CurrentPolicy::default() })
+    }
+
+    /// Returns the deployment with the rights of a policy.
+    #[must_use]
+    pub fn governed_by(self, policy: CurrentPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Checks a run against the policy.
+    ///
+    /// # Errors
+    /// When the policy does not allow the run.
+    pub fn check(&self, spec: &RunSpec, namespace: &str) -> Result<(), NotAllowed> {
+        let policy = self.policy.get();
+        policy.check(&policy.matching(namespace), namespace, spec, self.default.as_deref().unwrap_or_default())
     }
 
     /// A deployment of which targets may name any database. `default`: database of targets that name none; if there is
@@ -68,7 +88,8 @@ impl Deployment {
     /// When the URI cannot be used. The text does not hold the URI.
     pub async fn for_local_run(uri: &str, default: Option<&str>, ca: Option<&Path>) -> Result<Self, Unavailable> {
         let (client, in_uri) = open(uri, ca).await?;
-        Ok(Self { client, default: default.map(str::to_owned).or(in_uri), allowed: Allowed::Any })
+        let default = default.map(str::to_owned).or(in_uri);
+        Ok(Self { client, default, allowed: Allowed::Any, policy: CurrentPolicy::default() })
     }
 
     /// Returns the time of MongoDB's clock (`localTime` of `hello`), to the millisecond.
@@ -114,6 +135,7 @@ impl Deployment {
         let default = self.default.as_deref().unwrap_or_default();
         if let Allowed::Only(allowed) = &self.allowed
             && name != default
+            && self.policy.get().tenants.is_none()
             && !allowed.iter().any(|allowed| allowed == name)
         {
             return Err(Error::InvalidTarget(format!(

@@ -903,6 +903,16 @@ fn decisions() {
             json!({"refused": "other", "now": "10:00"}),
             json!({"create": ["@10:00"], "ready": "False ReconciliationFailed"}),
         ),
+        (
+            "not allowed: no slots, and one event",
+            json!({"not allowed": "why", "now": "10:00"}),
+            json!({"requeue": null, "next": null, "ready": "False NotAllowed", "stalled": "True NotAllowed", "events": ["NotAllowed"]}),
+        ),
+        (
+            "not allowed: a waiting entry is skipped, and a run that ends is counted",
+            json!({"not allowed": "why", "active": ["@09:40", "@09:50 waiting"], "jobs": ["@09:40 complete 09:59"], "now": "10:00"}),
+            json!({"events": ["RunSkipped", "NotAllowed"], "skip": "@09:50 NotAllowed", "succeeded": 1, "active": []}),
+        ),
         // Entries that wait for their SyncJob.
         (
             "waiting: suspended, and nothing is cancelled",
@@ -984,6 +994,7 @@ fn decisions() {
             queue_owner: None,
             clock_skew: None,
             conflicts: &[],
+            not_allowed: row["not allowed"].as_str(),
             failure: failure.as_ref(),
         };
         let decided = outcome_of(&decide(&observed, time(row["now"].as_str().unwrap())), &expected);
