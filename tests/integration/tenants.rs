@@ -13,10 +13,10 @@ use serde_json::json;
 use sync_operator::api::syncjob::Phase;
 
 use crate::{
-    sources::{ALLOWED, with},
+    sources::with,
     support::{
-        Operator, TestEnv, apply_job, apply_schedule, counts, ended, eventually, finished, run, unique, variable,
-        wait_for_events, wait_for_phase,
+        ALLOWED, Operator, TestEnv, apply_job, apply_schedule, counts, ended, eventually, finished, run, unique,
+        variable, wait_for_events, wait_for_phase,
     },
     upstream::Upstream,
 };
