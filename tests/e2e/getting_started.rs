@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    release::{Data, HOME, Helm, install_operator},
+    release::{Data, HOME, Helm, LONG, assert_run_ends_without_loss, install_operator},
     support::{Forward, Namespace, apply, call, eventually, get, kubectl, lock_cluster},
 };
 
@@ -119,7 +119,7 @@ async fn a_run_survives_the_deletion_of_a_controller_pod() {
     install_operator();
     let namespace = Namespace::new("handover");
     let data = Data::open().await;
-    data.seed(&namespace.0, 15_000).await;
+    data.seed(&namespace.0, LONG).await;
     apply(&namespace.0, &slow_job(&namespace.0));
     let worker = || {
         let job = get(&format!("syncjob run --namespace {namespace}"));
@@ -133,8 +133,5 @@ async fn a_run_survives_the_deletion_of_a_controller_pod() {
     kubectl(&format!("delete pod {pod} --namespace {HOME} --wait=false"));
     let second = eventually("another pod has the run", || worker().filter(|worker| *worker != first));
     assert_ne!(second.rsplit_once('-').unwrap().0, pod);
-    let status = wait_until_complete(&namespace.0, "run")["status"].take();
-    assert_eq!((&status["counts"]["processed"], &status["counts"]["failed"]), (&json!(15_000), &json!(0)));
-    assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)), "a deploy costs no attempt");
-    assert_eq!(data.stamped(&namespace.0).await, 15_000);
+    assert_run_ends_without_loss(&namespace.0, &data.collection(&namespace.0)).await;
 }

@@ -2,7 +2,14 @@
 
 use std::{fs, path::PathBuf};
 
-use super::support::{Forward, attempt, get, make_restricted_namespace, variable};
+use bson::{Document, doc};
+use mongodb::Collection;
+use serde_json::json;
+
+use super::{
+    getting_started::wait_until_complete,
+    support::{Forward, attempt, get, make_restricted_namespace, variable},
+};
 
 pub const CHART: &str = "charts/sync-operator";
 /// Namespace and release name of the operator for the whole cluster.
@@ -58,6 +65,9 @@ pub const BUNDLED: [&str; 5] = [
     "log.format=text",
 ];
 
+/// Documents of a run that [`assert_run_ends_without_loss`] ends.
+pub const LONG: i32 = 40_000;
+
 /// Values of an operator for its own namespace only.
 pub const NAMESPACED: [&str; 2] = ["namespaced=true", "crds.enabled=false"];
 
@@ -97,14 +107,33 @@ impl Data {
     }
 
     pub async fn seed(&self, collection: &str, count: i32) {
-        let documents = (0..count).map(|id| bson::doc! {"_id": id, "email": "a@b"});
-        self.database.collection::<bson::Document>(collection).insert_many(documents).await.unwrap();
+        let documents = (0..count).map(|id| doc! {"_id": id, "email": "a@b"});
+        self.collection(collection).insert_many(documents).await.unwrap();
+    }
+
+    pub fn collection(&self, name: &str) -> Collection<Document> {
+        self.database.collection(name)
     }
 
     pub async fn stamped(&self, collection: &str) -> u64 {
-        let stamped = bson::doc! {"lastSynced": {"$type": "date"}};
-        self.database.collection::<bson::Document>(collection).count_documents(stamped).await.unwrap()
+        self.collection(collection).count_documents(doc! {"lastSynced": {"$type": "date"}}).await.unwrap()
     }
+}
+
+/// Ends the slow run of `namespace` soon, and checks that the run has stamped each document once and spent no attempt.
+/// The documents that the run has not reached are deleted, because the test has seen what it waits for.
+pub async fn assert_run_ends_without_loss(namespace: &str, documents: &Collection<Document>) {
+    let job = get(&format!("syncjob run --namespace {namespace}"));
+    assert!(job["status"]["phase"] != "Complete", "the run was too short: {job}");
+    documents.delete_many(doc! {"lastSynced": {"$exists": false}}).await.unwrap();
+    let status = wait_until_complete(namespace, "run")["status"].take();
+    let stamped = documents.count_documents(doc! {"lastSynced": {"$type": "date"}}).await.unwrap();
+    assert_eq!(documents.count_documents(doc! {}).await.unwrap(), stamped);
+    // A document that the run had read before it was deleted counts as unchanged.
+    let counts = ["updated", "failed"].map(|name| status["counts"][name].as_u64());
+    assert_eq!(counts, [Some(stamped), Some(0)], "{status}");
+    assert!(stamped > 0, "{status}");
+    assert_eq!((&status["attempts"], &status["recoveries"]), (&json!(0), &json!(0)), "a deploy costs no attempt");
 }
 
 /// A copy of the chart as an earlier release: with another version, and kinds without a field.
