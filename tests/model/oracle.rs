@@ -41,6 +41,9 @@ pub struct Oracle<'a> {
     pub sums: Sums,
     /// Insertion times of documents, by `_id`, without the documents of the beginning.
     born: HashMap<String, i64>,
+    /// Ends of the insertions by the application, by `_id`. A run that began between the two may have read the document or
+    /// not.
+    arrived: HashMap<String, i64>,
     /// Start of the run that marked a document, by `_id` and source.
     marked: HashMap<(String, usize), i64>,
     /// Time at which a source last listed a person in a used answer.
@@ -100,6 +103,7 @@ impl<'a> Oracle<'a> {
             stage,
             sums: Sums::default(),
             born: HashMap::new(),
+            arrived: HashMap::new(),
             marked: HashMap::new(),
             listed: HashMap::new(),
             before_mark: HashMap::new(),
@@ -138,6 +142,9 @@ impl<'a> Oracle<'a> {
             if matches!(done, Done::Inserted(_)) {
                 self.born.insert(id.clone(), at);
             }
+            if matches!(done, Done::Arrived) {
+                self.arrived.insert(id.clone(), at);
+            }
             if matches!(done, Done::Activated | Done::Deleted) {
                 self.before_mark.retain(|(other, _), _| *other != id);
             }
@@ -158,6 +165,7 @@ impl<'a> Oracle<'a> {
                     before.insert(id.clone(), document.clone());
                     self.born.insert(id.clone(), *at);
                 }
+                Done::Arrived => drop(self.arrived.insert(id.clone(), *at)),
                 Done::Deleted => drop(deleted.insert(id.clone())),
                 Done::Activated => drop(activated.insert(id.clone())),
             }
@@ -745,7 +753,8 @@ impl<'a> Oracle<'a> {
             }
             for (id, document) in after {
                 let Some((_, form)) = self.number(document).filter(|(found, _)| found == number) else { continue };
-                let is_known = before.contains_key(id) && self.born.get(id).is_none_or(|born| *born < run.started);
+                let is_older = |times: &HashMap<String, i64>| times.get(id).is_none_or(|at| *at < run.started);
+                let is_known = before.contains_key(id) && is_older(&self.born) && is_older(&self.arrived);
                 if !is_known || !Self::is_selected(seen.source, document) || touched.deleted.contains(id) {
                     continue;
                 }

@@ -100,7 +100,10 @@ pub struct Answer {
 /// A change of a document by the application.
 #[derive(Clone, Debug)]
 pub enum Done {
+    /// The insertion begins.
     Inserted(Document),
+    /// The insertion has ended.
+    Arrived,
     Deleted,
     Activated,
 }
@@ -260,7 +263,9 @@ impl Stage {
             if let Some(last) = record.done.iter().rposition(is_this) {
                 record.done.remove(last);
             }
+            return;
         }
+        self.note(&document, Done::Arrived);
     }
 
     /// Counts a request, applies the changes before its answer, and returns its fault.
