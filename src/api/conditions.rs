@@ -80,6 +80,8 @@ pub mod reasons {
     pub const OTHER_INSTALLATION: &str = "OtherInstallation";
     /// The run waits for a worker of a newer release.
     pub const NEWER_WORKER_NEEDED: &str = "NewerWorkerNeeded";
+    /// The namespace has as many runs in the queue as the policy of the installation allows.
+    pub const TENANT_LIMIT: &str = "TenantLimit";
     /// The run waits for a worker.
     pub const QUEUED: &str = "Queued";
     /// The run waits, and no worker is connected to Redis.

@@ -194,7 +194,7 @@ struct AssertedRun {
 
 impl AssertedRun {
     fn from_job(job: &SyncJob, now: Timestamp) -> Self {
-        let (desired, recorded) = (DesiredState::from(job), job::recorded(job, now));
+        let (desired, recorded) = (job::asserted_state(job), job::recorded(job, now));
         Self {
             uid: job.uid().unwrap_or_default(),
             desired,

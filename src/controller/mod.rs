@@ -11,6 +11,7 @@ mod failures;
 mod leader;
 mod ownership;
 mod resync;
+mod run_quotas;
 mod status_throttle;
 mod syncalert;
 mod syncjob;
@@ -63,6 +64,7 @@ use failures::Failures;
 use leader::Elector;
 use ownership::Peers;
 use resync::{forget, sweep};
+use run_quotas::RunQuotas;
 use status_throttle::StatusThrottle;
 
 pub use leader::{ElectionSettings, Leadership};
@@ -123,11 +125,20 @@ struct Context {
     peers: Peers,
     clock: Clock,
     policy: CurrentPolicy,
+    quotas: RunQuotas,
     /// Database of targets that do not set one.
     database: String,
 }
 
 impl Context {
+    /// Largest number of concurrent runs of a namespace. `None`: no limit.
+    fn run_limit(&self, namespace: &str) -> Option<u32> {
+        let policy = self.policy.get();
+        // Most installations have no tenants.
+        policy.tenants.as_ref()?;
+        policy.runs(&policy.matching(namespace))
+    }
+
     /// Outcome of a run with this spec in a namespace. `None`: the policy allows the run, or the spec is invalid.
     fn refusal(&self, namespace: &str, spec: &SyncJobSpec) -> Option<Outcome> {
         let policy = self.policy.get();
@@ -346,6 +357,7 @@ pub async fn run(
     let (deliveries, delivered) = syncalert::DeliveryTracker::new();
     let (starts, start_dispatcher, admitted_starts) = AdmissionQueue::new();
     let (reports, report_dispatcher, admitted_reports) = AdmissionQueue::new();
+    let (quotas, admitted_runs) = RunQuotas::new(leadership.changes(), settings.policy.changes());
     let context = Arc::new(Context {
         cluster: cluster.clone(),
         queue: queue.clone(),
@@ -363,6 +375,7 @@ pub async fn run(
         peers: Peers::new(client.clone(), lease.clone()),
         clock: clock.clone(),
         policy: settings.policy.clone(),
+        quotas,
         database: settings.database,
     });
     let config = || Config::default().concurrency(CONCURRENCY);
@@ -382,7 +395,7 @@ pub async fn run(
         .for_each(|result| async move { tracing::trace!(?result, "schedule reconciled") });
     let jobs = Controller::for_shared_stream(streams.jobs, cluster.jobs.clone())
         .reconcile_on(changes(&cluster, &queue))
-        .reconcile_on(admitted_reports.jobs)
+        .reconcile_on(stream::select(admitted_reports.jobs, UnboundedReceiverStream::new(admitted_runs)))
         .reconcile_on(unfinished(&cluster, settings.resync, &context))
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())

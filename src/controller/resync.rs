@@ -43,6 +43,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
         if let Err(error) = assert_runs(context).await {
             tracing::debug!(%error, "runs in Redis not asserted");
         }
+        context.quotas.forget_gone(|uid| cluster.has_job(uid) && !cluster.has_ended(uid));
         if !is_tick {
             continue;
         }
@@ -113,6 +114,7 @@ async fn repair(queue: &Queue, known: Vec<String>) {
 pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Queue, context: &Context) {
     while let Some(JobGone { uid, deleted }) = over.recv().await {
         context.throttle.forget(&uid);
+        context.quotas.release(&uid);
         let removed = match (deleted, context.redis.was_restored()) {
             (true, _) => queue.remove(&uid).await,
             (false, true) => queue.remove_unfinished(std::slice::from_ref(&uid)).await.map(drop),

@@ -42,6 +42,7 @@ pub(super) async fn reconcile(job: Arc<SyncJob>, context: Arc<Context>) -> Resul
     if job.metadata.deletion_timestamp.is_some() {
         // A finalizer of a user may keep the SyncJob for long. The run does not wait for that.
         context.queue.remove(&uid).await?;
+        context.quotas.release(&uid);
         return Ok(Action::await_change());
     }
     if job::is_finished(&job) {
@@ -159,6 +160,12 @@ async fn observe_and_decide(
         .map_or_else(|| job::decide(job, run.as_ref(), now), |outcome| job::end_without_run(job, &outcome, now));
     if let Some(outcome) = refusal {
         job::refuse(&mut plan, job, run.as_ref(), (outcome, now));
+    }
+    if let Some(limit) = context.run_limit(job.metadata.namespace.as_deref().unwrap_or_default()) {
+        let use_ = job::queue_use(job, run.as_ref(), &plan, now);
+        if !context.quotas.admit((job, uid), use_, limit, (&context.cluster, &context.queue)).await? {
+            job::wait_for_quota(&mut plan, job, run.as_ref(), (limit, now));
+        }
     }
     // The default database of the installation was changed, or the installation has adopted the queue.
     let is_other = |entry: &Entry| entry.installation.as_ref().is_some_and(|of| *of != context.queue.installation());

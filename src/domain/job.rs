@@ -199,6 +199,76 @@ pub fn refuse(plan: &mut JobPlan, job: &SyncJob, run: Option<&Run>, (outcome, no
     }
 }
 
+/// Relation of a run to the queue, as far as the quota of its namespace is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueUse {
+    /// The run is not in the queue, or is suspended or held, and stays so.
+    None,
+    /// The run is waiting, delayed or active in the queue, or must be, because it has to end.
+    Present,
+    /// The plan lets workers claim the run.
+    Entering,
+}
+
+/// Returns the relation of a run to the queue after its plan is carried out.
+#[must_use]
+pub fn queue_use(job: &SyncJob, run: Option<&Run>, plan: &JobPlan, now: Timestamp) -> QueueUse {
+    let has_to_end = plan.end.is_some() || job.spec.cancelled;
+    match run.map(|run| (run, run.state)) {
+        Some((_, State::Waiting | State::Delayed | State::Active)) => QueueUse::Present,
+        Some((_, State::Completed | State::Failed)) => QueueUse::None,
+        Some((run, State::Parked)) => match plan.control {
+            Some(_) if has_to_end => QueueUse::Present,
+            Some(desired) if resumes(run, desired) => QueueUse::Entering,
+            _ => QueueUse::None,
+        },
+        None if !plan.enqueue || parked_since(job, now).is_some() => QueueUse::None,
+        None if has_to_end => QueueUse::Present,
+        None => QueueUse::Entering,
+    }
+}
+
+/// True when a parked run would continue in a desired state.
+fn resumes(run: &Run, desired: DesiredState) -> bool {
+    !desired.suspended && hold_of(&Run { desired, ..run.clone() }).is_none()
+}
+
+/// Lets a run wait until its namespace has fewer than `limit` runs in the queue. A suspended or held run stays so.
+pub fn wait_for_quota(plan: &mut JobPlan, job: &SyncJob, run: Option<&Run>, (limit, now): (u32, Timestamp)) {
+    plan.enqueue = false;
+    let status = &mut plan.status;
+    if let Some(run) = run {
+        let DesiredState { suspended, approved, .. } = run.desired;
+        let next = DesiredState { suspended, approved, ..DesiredState::from(job) };
+        plan.control = (next != run.desired).then_some(next);
+        // The condition keeps its time.
+        let old = job.status.as_ref().and_then(|status| conditions::find(&status.conditions, RECONCILING));
+        if let Some(old) = old.filter(|_| conditions::find(&status.conditions, RECONCILING).is_none()) {
+            status.conditions.push(old.clone());
+        }
+    } else {
+        status.phase = Some(Phase::Pending);
+    }
+    let message = format!(
+        "The policy allows {limit} concurrent runs in the namespace; the run is queued when one of them has ended"
+    );
+    let generation = job.metadata.generation;
+    conditions::set(&mut status.conditions, RECONCILING, true, reasons::TENANT_LIMIT, message, generation, now);
+}
+
+/// Desired state that is asserted in Redis. A suspended or held run that waits for the quota stays so.
+#[must_use]
+pub fn asserted_state(job: &SyncJob) -> DesiredState {
+    let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let waits = conditions::find(conditions, RECONCILING).is_some_and(|it| it.reason == reasons::TENANT_LIMIT);
+    let desired = DesiredState::from(job);
+    if !waits {
+        return desired;
+    }
+    let suspended = desired.suspended || conditions::is_true(conditions, SUSPENDED);
+    DesiredState { suspended, approved: desired.approved.filter(|_| !is_held(job)), ..desired }
+}
+
 /// Deadline of a run that no worker holds: without workers, the controller has to end the run. `None`: the run has no
 /// deadline now. A rollback has no deadline.
 fn ends_without_worker_at(run: &Run, deadline: Duration) -> Option<Timestamp> {
@@ -580,6 +650,72 @@ mod tests {
             lacks_level: None,
         }
     }
+    #[test]
+    fn only_a_run_that_would_be_claimed_uses_the_quota() {
+        let job = |spec: serde_json::Value| self::job(spec);
+        let suspended = || job(serde_json::json!({"suspended": true}));
+        let cancelled = || job(serde_json::json!({"cancelled": true}));
+        let of = |job: &SyncJob, run: Option<&Run>| queue_use(job, run, &decide(job, run, at(160)), at(160));
+        let parked = |suspended: bool, held: Option<u64>, approved: Option<u64>| {
+            let mut run = run(State::Parked, 5);
+            run.checkpoint.hold = held.map(|number| Hold { number, keys: Vec::new(), message: String::new() });
+            run.desired = DesiredState { suspended, approved, ..DesiredState::default() };
+            run
+        };
+        let approving = |number: &str| {
+            let mut job = job(serde_json::json!({}));
+            job.annotations_mut().insert(APPROVE_ANNOTATION.to_owned(), number.to_owned());
+            job
+        };
+        for (job, run, expected) in vec![
+            (job(serde_json::json!({})), None, QueueUse::Entering),
+            (suspended(), None, QueueUse::None),
+            (cancelled(), None, QueueUse::None),
+            (suspended(), Some(run(State::Waiting, 0)), QueueUse::Present),
+            (cancelled(), Some(run(State::Active, 0)), QueueUse::Present),
+            (job(serde_json::json!({})), Some(run(State::Delayed, 0)), QueueUse::Present),
+            (job(serde_json::json!({})), Some(run(State::Completed, 0)), QueueUse::None),
+            (suspended(), Some(parked(true, None, None)), QueueUse::None),
+            (job(serde_json::json!({})), Some(parked(true, None, None)), QueueUse::Entering),
+            (cancelled(), Some(parked(true, None, None)), QueueUse::Present),
+            (job(serde_json::json!({})), Some(parked(false, Some(9), None)), QueueUse::None),
+            (approving("8"), Some(parked(false, Some(9), None)), QueueUse::None),
+            (approving("9"), Some(parked(false, Some(9), None)), QueueUse::Entering),
+        ] {
+            assert_eq!(of(&job, run.as_ref()), expected, "{:?} {run:?}", job.spec);
+        }
+    }
+
+    #[test]
+    fn a_run_that_waits_for_the_quota_stays_as_it_is() {
+        let decide_at = |job: &SyncJob, run: Option<&Run>, seconds: i64| {
+            let mut plan = decide(job, run, at(seconds));
+            wait_for_quota(&mut plan, job, run, (2, at(seconds)));
+            plan
+        };
+        let mut waiting = job(serde_json::json!({}));
+        let plan = decide_at(&waiting, None, 160);
+        assert!(!plan.enqueue && plan.status.phase == Some(Phase::Pending), "{plan:?}");
+        waiting.status = Some(plan.status.clone());
+        assert_eq!(decide_at(&waiting, None, 170).status, plan.status, "nothing changes while the run waits");
+
+        let mut resumed = job(serde_json::json!({"priority": 7}));
+        let mut run = run(State::Parked, 5);
+        run.desired.suspended = true;
+        let plan = decide_at(&resumed, Some(&run), 160);
+        assert_eq!(plan.control, Some(DesiredState { suspended: true, priority: 7, ..DesiredState::default() }));
+        assert_eq!(plan.status.phase, Some(Phase::Suspended));
+        let reason = conditions::find(&plan.status.conditions, RECONCILING).unwrap().reason.clone();
+        assert_eq!(reason, "TenantLimit");
+        resumed.status = Some(plan.status.clone());
+        run.desired.priority = 7;
+        let next = decide_at(&resumed, Some(&run), 170);
+        assert_eq!((next.control, next.status), (None, plan.status), "nothing changes while the run waits");
+        assert!(asserted_state(&resumed).suspended, "a resync does not resume the run");
+        let plan = decide(&resumed, Some(&run), at(180));
+        assert_eq!(plan.control, Some(DesiredState { priority: 7, ..DesiredState::default() }));
+    }
+
     #[test]
     fn a_run_that_is_not_allowed_ends_once_and_shows_no_keys() {
         let refused = || Outcome { reason: reasons::NOT_ALLOWED.to_owned(), message: "why".to_owned() };

@@ -23,6 +23,7 @@ pub mod rate_limit;
 pub mod retention;
 pub mod retry;
 pub mod run;
+pub mod run_quota;
 pub mod schedule;
 pub mod secret_scope;
 pub mod slots;

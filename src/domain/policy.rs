@@ -37,6 +37,8 @@ pub struct TenantEntry {
     pub scope: Scope,
     /// Rights on the MongoDB of the installation.
     pub mongodb: Option<MongoRights>,
+    /// Largest number of concurrent runs of each namespace. `None`: no limit.
+    pub runs: Option<u32>,
 }
 
 /// Rights on a MongoDB.
@@ -152,6 +154,15 @@ impl Policy {
         Entries(matching.map(|(name, _)| name.clone()).collect())
     }
 
+    /// Returns the largest number of concurrent runs of a namespace with these entries. `None`: no limit.
+    ///
+    /// Of several entries the highest number counts, and an entry without one lifts the limit.
+    #[must_use]
+    pub fn runs(&self, entries: &Entries) -> Option<u32> {
+        let tenants = self.tenants.iter().flatten().filter(|entry| entries.0.contains(&entry.name));
+        tenants.map(|entry| entry.runs).collect::<Option<Vec<u32>>>()?.into_iter().max()
+    }
+
     /// Returns the addresses that these entries allow.
     #[must_use]
     pub fn egress(&self, entries: &Entries) -> Egress {
@@ -225,7 +236,7 @@ mod tests {
             stamp_fields: texts(&["lastSynced"]),
             mapped_fields: texts(mapped_fields),
         };
-        TenantEntry { name: name.to_owned(), scope: scope(namespaces), mongodb: Some(rights) }
+        TenantEntry { name: name.to_owned(), scope: scope(namespaces), mongodb: Some(rights), runs: None }
     }
 
     fn refusal(policy: &Policy, namespace: &str, spec: Value) -> Option<String> {
@@ -242,7 +253,7 @@ mod tests {
             tenants: Some(vec![
                 entry("a", &["team-a"], &["users", "team_a_*"], &["name", "profile.*", "missingSince"]),
                 scratch,
-                TenantEntry { name: "x".to_owned(), scope: scope(&["team-x"]), mongodb: None },
+                TenantEntry { name: "x".to_owned(), scope: scope(&["team-x"]), mongodb: None, runs: None },
             ]),
             ..Policy::default()
         };
@@ -282,6 +293,21 @@ mod tests {
             let error = refusal(&policy, namespace, json!({})).unwrap();
             let expected = format!("namespace {namespace} may not use the operator's MongoDB: no entry of tenants");
             assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_highest_number_of_runs_counts() {
+        for (numbers, expected) in
+            [(&[][..], None), (&[Some(4)], Some(4)), (&[Some(4), Some(9), Some(2)], Some(9)), (&[Some(4), None], None)]
+        {
+            let entry = |(index, runs): (usize, &Option<u32>)| TenantEntry {
+                runs: *runs,
+                ..entry(&format!("e{index}"), &["team-a"], &["*"], &[])
+            };
+            let policy = Policy { tenants: Some(numbers.iter().enumerate().map(entry).collect()), ..Policy::default() };
+            assert_eq!(policy.runs(&policy.matching("team-a")), expected, "{numbers:?}");
+            assert_eq!(policy.runs(&policy.matching("team-b")), None);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The policy file of an installation: reading and validation, with the positions of mistakes.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, sync::LazyLock};
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -18,6 +18,8 @@ use crate::domain::{
 };
 
 const MAX_LABEL: usize = 63;
+/// Allowed values of `tenants[].runs`.
+const RUNS: RangeInclusive<u32> = 1..=10_000;
 
 /// The file as its author writes it. An absent list differs from an empty list.
 #[derive(Deserialize, JsonSchema)]
@@ -31,6 +33,7 @@ struct TenantItem {
     name: String,
     namespaces: Vec<String>,
     mongodb: Option<MongoItem>,
+    runs: Option<u32>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -156,12 +159,16 @@ fn convert_tenants(
     report: &mut Report<'_>,
 ) -> Vec<TenantEntry> {
     let mut entries = Vec::new();
-    for (index, TenantItem { name, namespaces, mongodb }) in items.into_iter().enumerate() {
+    for (index, TenantItem { name, namespaces, mongodb, runs }) in items.into_iter().enumerate() {
         let path = format!("tenants[{index}]");
         check_name(&name, &path, names, report);
         check_labels(Some(&namespaces), &format!("{path}.namespaces"), report);
+        if let Some(runs) = runs.filter(|runs| !RUNS.contains(runs)) {
+            let message = format!("{runs} is out of range: write {} to {}", RUNS.start(), RUNS.end());
+            report.error(&format!("{path}.runs"), message);
+        }
         let mongodb = mongodb.map(|rights| convert_rights(rights, &format!("{path}.mongodb"), report));
-        entries.push(TenantEntry { name, scope: Scope { namespaces: Some(namespaces) }, mongodb });
+        entries.push(TenantEntry { name, scope: Scope { namespaces: Some(namespaces) }, mongodb, runs });
     }
     entries
 }
@@ -319,6 +326,10 @@ mod tests {
             ("addresses:\n- hosts: [x]", "p.yaml:2:3: error: addresses[0].name: is required: add it"),
             ("addresses: [{name: a}]", "p.yaml:1:13: error: addresses[0]: hosts or networks is needed: add one"),
             ("tenants:", "p.yaml:1:1: error: tenants: must not be null: set it, write [] for an empty list"),
+            (
+                "tenants: [{name: a, namespaces: [x], runs: 0}]",
+                "p.yaml:1:38: error: tenants[0].runs: 0 is out of range: write 1 to 10000",
+            ),
             ("tenants: [{name: a}]", "p.yaml:1:11: error: tenants[0].namespaces: is required: add it"),
             (
                 "tenants:\n- name: a\n  namespaces: [x]\n  mongodb: {colections: [u], collections: [u]}",

@@ -8,15 +8,21 @@ use std::{
 };
 
 use bson::doc;
-use kube::api::ListParams;
-use serde_json::json;
-use sync_operator::api::syncjob::Phase;
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use sync_operator::{
+    api::{SyncJob, syncjob::Phase},
+    domain::job::is_finished,
+};
 
 use crate::{
     sources::with,
     support::{
-        ALLOWED, Operator, TestEnv, apply_job, apply_schedule, counts, ended, eventually, finished, run, unique,
-        variable, wait_for_events, wait_for_phase,
+        ALLOWED, Operator, TestEnv, apply_job, apply_schedule, counts, ended, eventually, finished, leads, probe_port,
+        reason, run, unique, variable, wait_for_events, wait_for_phase,
     },
     upstream::Upstream,
 };
@@ -194,6 +200,85 @@ async fn a_worker_with_an_older_policy_leaves_the_run_to_others() {
     old.replace(&users(&env.name, "_id"), &worker, "the new policy applies").await;
     let status = finished(&env, "waits").await.status.unwrap();
     assert_eq!((ended(&status).0, counts(&status)), ("Completed", (3, 0, 0)));
+}
+
+/// A policy that gives a namespace at most this number of concurrent runs.
+fn limited(namespace: &str, runs: u32) -> String {
+    let rights = r#"{collections: ["*"], mappedFields: ["*"]}"#;
+    format!("tenants: [{{name: team, namespaces: [{namespace}], runs: {runs}, mongodb: {rights}}}]")
+}
+
+/// Waits until the SyncJobs of these names, and no others, are in the queue.
+async fn wait_for_queue(env: &TestEnv, expected: &[&str]) {
+    eventually(&format!("the queue has {expected:?}"), async || {
+        let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
+        let is_waiting = |job: &SyncJob| reason(job, "Reconciling").as_deref() == Some("TenantLimit");
+        let is_known = |job: &SyncJob| job.status.as_ref().is_some_and(|status| status.phase.is_some());
+        if !jobs.iter().all(is_known) {
+            return None;
+        }
+        let others = jobs.iter().filter(|job| !is_finished(job) && !job.spec.suspended && !is_waiting(job));
+        let mut found: Vec<_> = others.map(ResourceExt::name_any).collect();
+        found.sort();
+        (found == expected).then_some(())
+    })
+    .await;
+    // The queue never has more runs than the policy allows, whatever the statuses say.
+    let active = env.queue().depth().await.unwrap();
+    assert!(active.waiting + active.delayed + active.active <= expected.len() as u64, "{active:?}");
+}
+
+async fn set(env: &TestEnv, name: &str, spec: Value) {
+    let patch = Patch::Merge(json!({"spec": spec}));
+    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_has_at_most_its_number_of_runs() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(3, 0).await;
+    upstream.state().delay = Duration::from_mins(5);
+    let file = PolicyFile::new(&limited(&env.name, 2));
+    let args = [&ALLOWED[..], &["--policy-file", file.path()]].concat();
+    let (operator, _) = env.all(&args);
+    let job = async |name: &str, priority: i32| {
+        let mut spec = with(&upstream, &json!({"timeout": "10m"}));
+        spec["priority"] = priority.into();
+        apply_job(&env, name, spec).await;
+    };
+    job("a", 0).await;
+    job("b", 0).await;
+    wait_for_queue(&env, &["a", "b"]).await;
+    for (name, priority) in [("c", 0), ("d", 0), ("e", 9)] {
+        job(name, priority).await;
+    }
+    wait_for_queue(&env, &["a", "b"]).await;
+    for name in ["c", "d", "e"] {
+        wait_for_phase(&env, name, Phase::Pending).await;
+    }
+    // An end lets the run of the highest priority in.
+    set(&env, "a", json!({"cancelled": true})).await;
+    wait_for_queue(&env, &["b", "e"]).await;
+    // A suspended run does not count, and waits when it is resumed.
+    set(&env, "b", json!({"suspended": true})).await;
+    wait_for_queue(&env, &["c", "e"]).await;
+    set(&env, "b", json!({"suspended": false})).await;
+    eventually("the suspended run waits", async || {
+        let job = env.jobs().get("b").await.unwrap();
+        let waits = reason(&job, "Reconciling").as_deref() == Some("TenantLimit");
+        (waits && job.status.unwrap().phase == Some(Phase::Suspended)).then_some(())
+    })
+    .await;
+    // Another leader knows the runs in the queue.
+    drop(operator);
+    let (operator, _) = env.all(&args);
+    let port = probe_port(&operator).await;
+    eventually("the new operator leads", async || leads(port).await.then_some(())).await;
+    wait_for_queue(&env, &["c", "e"]).await;
+    env.jobs().delete("c", &DeleteParams::default()).await.unwrap();
+    wait_for_queue(&env, &["b", "e"]).await;
+    file.replace(&limited(&env.name, 9), &operator, "the new policy applies").await;
+    wait_for_queue(&env, &["b", "d", "e"]).await;
 }
 
 #[tokio::test]
