@@ -655,6 +655,54 @@ async fn a_killed_workers_run_resumes_elsewhere_and_ends_correct() {
     assert_eq!(user(&env, 999).await.get_document("profile").unwrap(), &doc! {"name": "Last"});
 }
 
+/// A schedule of the documentation or of the samples, and a document before and after its run.
+struct Sample {
+    path: &'static str,
+    collection: &'static str,
+    kind: &'static str,
+    before: Document,
+    after: Document,
+}
+
+impl Sample {
+    /// The schedule in a sample, or the last example of a schedule in a page.
+    fn schedule(&self) -> SyncSchedule {
+        let text = std::fs::read_to_string(self.path).unwrap();
+        if self.path.starts_with("manifests/") {
+            return serde_yaml_ng::from_str(&text).unwrap();
+        }
+        let blocks = text.split("```yaml").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let mut schedules = blocks.filter_map(|block| serde_yaml_ng::from_str::<SyncSchedule>(block).ok());
+        schedules.find(|found| found.spec.interval.is_some()).unwrap()
+    }
+
+    /// Executes a run of the schedule with the endpoint of the test.
+    async fn check(self, env: &TestEnv, endpoint: &str) {
+        let id = format!("gid://gitlab/{}/7", self.kind);
+        let mut spec = self.schedule().spec.job_template.spec;
+        let (path, mut document, mut whole) =
+            (self.path, doc! {"_id": 1, "gitlabId": &id}, doc! {"_id": 1, "gitlabId": &id});
+        document.extend(self.before);
+        let documents = env.database.collection::<Document>(self.collection);
+        documents.delete_many(doc! {}).await.unwrap();
+        documents.insert_one(document).await.unwrap();
+
+        let source = spec.source.as_mut().unwrap().graph_ql.as_mut().unwrap();
+        assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
+        endpoint.clone_into(&mut source.endpoint);
+        let name = path.replace(['/', '.'], "-");
+        env.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
+        let status = finished(env, &name).await.status.unwrap();
+        assert_eq!(counts(&status), (1, 0, 0), "{path}: {:?}", ended(&status));
+
+        let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();
+        assert!(found.remove("lastSynced").is_some() && found.remove("_sync").is_some());
+        whole.extend(self.after);
+        let sorted = |document: Document| document.into_iter().collect::<BTreeMap<_, _>>();
+        assert_eq!(sorted(found), sorted(whole), "{path}");
+    }
+}
+
 #[tokio::test]
 async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
     let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
@@ -662,87 +710,54 @@ async fn the_samples_and_the_guide_fetch_what_gitlab_has() {
     secret(&env, "gitlab", &[("token", "glpat-1")], &upstream.rest("")).await;
     let (_operator, _) = env.all(&ALLOWED);
     let at = |text: &str| Bson::from(DateTime::parse_rfc3339_str(text).unwrap());
-    for (sample, collection, kind, seed, expected) in [
-        (
-            "docs/guides/sources.md",
-            "users",
-            "User",
-            doc! {},
-            doc! {"profile": {"name": "User 7"}, "registeredAt": at("2024-05-06T07:08:09Z")},
-        ),
-        (
-            "docs/guides/graphql.md",
-            "users",
-            "User",
-            doc! {"team": "blue"},
-            doc! {"team": "blue", "username": "user7", "profile": {"name": "User 7"}, "state": "active"},
-        ),
-        (
-            "users",
-            "users",
-            "User",
-            doc! {"email": "old@example.com", "note": "kept"},
-            doc! {"note": "kept", "username": "user7", "name": "User 7", "state": "active",
+    for sample in [
+        Sample {
+            path: "docs/guides/sources.md",
+            collection: "users",
+            kind: "User",
+            before: doc! {},
+            after: doc! {"profile": {"name": "User 7"}, "registeredAt": at("2024-05-06T07:08:09Z")},
+        },
+        Sample {
+            path: "docs/guides/graphql.md",
+            collection: "users",
+            kind: "User",
+            before: doc! {"team": "blue"},
+            after: doc! {"team": "blue", "username": "user7", "profile": {"name": "User 7"}, "state": "active"},
+        },
+        Sample {
+            path: "manifests/samples/gitlab/users.yaml",
+            collection: "users",
+            kind: "User",
+            before: doc! {"email": "old@example.com", "note": "kept"},
+            after: doc! {"note": "kept", "username": "user7", "name": "User 7", "state": "active",
             "registeredAt": at("2024-05-06T07:08:09Z"), "origin": "gitlab"},
-        ),
-        (
-            "projects",
-            "projects",
-            "Project",
-            doc! {},
-            doc! {"name": "Project 7", "path": "example/project7", "archived": false, "stars": 7,
+        },
+        Sample {
+            path: "manifests/samples/gitlab/projects.yaml",
+            collection: "projects",
+            kind: "Project",
+            before: doc! {},
+            after: doc! {"name": "Project 7", "path": "example/project7", "archived": false, "stars": 7,
             "lastActivityAt": at("2026-02-03T04:05:06Z")},
-        ),
-        (
-            "issues",
-            "issues",
-            "Issue",
-            doc! {},
-            doc! {"title": "Issue 7", "state": "opened", "dueDate": at("2026-03-01T00:00:00Z"),
+        },
+        Sample {
+            path: "manifests/samples/gitlab/issues.yaml",
+            collection: "issues",
+            kind: "Issue",
+            before: doc! {},
+            after: doc! {"title": "Issue 7", "state": "opened", "dueDate": at("2026-03-01T00:00:00Z"),
             "changedAt": at("2026-02-03T04:05:06Z"), "closedAt": null},
-        ),
-        (
-            "pipelines",
-            "pipelines",
-            "Ci::Pipeline",
-            doc! {"status": "RUNNING"},
-            doc! {"status": "SUCCESS", "sha": "0123456789abcdef0123456789abcdef01234567", "seconds": 61,
+        },
+        Sample {
+            path: "manifests/samples/gitlab/pipelines.yaml",
+            collection: "pipelines",
+            kind: "Ci::Pipeline",
+            before: doc! {"status": "RUNNING"},
+            after: doc! {"status": "SUCCESS", "sha": "0123456789abcdef0123456789abcdef01234567", "seconds": 61,
             "finishedAt": at("2026-02-03T04:05:06Z")},
-        ),
+        },
     ] {
-        let id = format!("gid://gitlab/{kind}/7");
-        let mut document = doc! {"_id": 1, "gitlabId": &id};
-        document.extend(seed);
-        let documents = env.database.collection::<Document>(collection);
-        documents.delete_many(doc! {}).await.unwrap();
-        documents.insert_one(document).await.unwrap();
-
-        let schedule = if sample.starts_with("docs/") {
-            // The last example of a schedule.
-            let text = std::fs::read_to_string(sample).unwrap();
-            let blocks = text.split("```yaml").skip(1).map(|rest| rest.split("```").next().unwrap());
-            blocks
-                .filter_map(|block| serde_yaml_ng::from_str(block).ok())
-                .find(|found: &SyncSchedule| found.spec.interval.is_some())
-        } else {
-            let text = std::fs::read_to_string(format!("manifests/samples/gitlab/{sample}.yaml")).unwrap();
-            serde_yaml_ng::from_str(&text).ok()
-        };
-        let schedule = schedule.unwrap();
-        let mut spec = schedule.spec.job_template.spec.clone();
-        let source = spec.source.as_mut().unwrap().graph_ql.as_mut().unwrap();
-        assert_eq!(source.endpoint, "https://gitlab.com/api/graphql");
-        source.endpoint.clone_from(&upstream.url);
-        let name = sample.replace(['/', '.'], "-");
-        env.jobs().create(&PostParams::default(), &SyncJob::new(&name, spec)).await.unwrap();
-        let status = finished(&env, &name).await.status.unwrap();
-        assert_eq!(counts(&status), (1, 0, 0), "{sample}: {:?}", ended(&status));
-
-        let mut found = documents.find_one(doc! {"_id": 1}).await.unwrap().unwrap();
-        assert!(found.remove("lastSynced").is_some() && found.remove("_sync").is_some());
-        let mut whole = doc! {"_id": 1, "gitlabId": id};
-        whole.extend(expected);
-        let sorted = |document: Document| document.into_iter().collect::<BTreeMap<_, _>>();
-        assert_eq!(sorted(found), sorted(whole), "{sample}");
+        sample.check(&env, &upstream.url).await;
     }
 }

@@ -178,73 +178,101 @@ fn screenshots() -> PathBuf {
 async fn a_user_watches_and_controls_runs() {
     let env = TestEnv::new().await;
     env.seed(30_000, 3).await;
-    // The run is slow enough for the page to show its progress.
-    let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
-    apply_schedule(&env, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
-    apply_schedule(
-        &env,
-        "projects",
-        json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}}),
-    )
-    .await;
-    // Two more schedules for the pages: one with short runs, and one whose runs fail.
-    let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
-    apply_schedule(&env, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
-    let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
-    apply_schedule(&env, "pipelines", json!({"interval": "7s", "jobTemplate": wrong})).await;
+    apply_schedules(&env).await;
     let port = free_port();
     let _operator = env.operator("all", &["--http-port", &port.to_string()]);
     let token = administrator(&env).await;
     let browser = Chromium::start().await;
     let site = format!("http://localhost:{port}");
+    let page = format!("{site}/ui/schedules/{}/users", env.name);
 
     eventually("the operator serves", async || reqwest::get(format!("{site}/ui/login")).await.ok()).await;
+    log_in(&browser, &site, &token).await;
+    start_and_watch_a_run(&browser).await;
+    suspend_cancel_and_retry_the_run(&browser, &site).await;
+    suspend_and_resume_a_schedule(&browser, &site, &env).await;
+    browser.open(&page).await;
+    browser.shows(".slots", "in").await;
+    browser.screenshots("schedule").await;
+    skip_the_header_by_keyboard(&browser).await;
+    filter_runs_while_typing(&browser, &site).await;
+    assert_eq!(browser.complaints().await, [""; 0]);
+    watch_without_events(&browser, &page).await;
+
+    browser.click(".who form button").await;
+    browser.shows("h1", "Log in").await;
+    browser.open(&site).await;
+    browser.shows("h1", "Log in").await;
+}
+
+async fn apply_schedules(env: &TestEnv) {
+    // The run is slow enough for the page to show its progress.
+    let slow = json!({"spec": {"batchSize": 1, "parallelism": 1}});
+    apply_schedule(env, "users", json!({"schedule": "0 3 * * *", "jobTemplate": slow})).await;
+    let projects = json!({"interval": quiet_interval(20), "jobTemplate": {"spec": {"type": "Project"}}});
+    apply_schedule(env, "projects", projects).await;
+    // Two more schedules for the pages: one with short runs, and one whose runs fail.
+    let soon = json!({"spec": {"type": "Issue", "target": {"collection": "issues"}}});
+    apply_schedule(env, "issues", json!({"interval": "2s", "jobTemplate": soon})).await;
+    let wrong = json!({"spec": {"type": "Pipeline", "backoffLimit": 0, "target": {"database": "elsewhere"}}});
+    apply_schedule(env, "pipelines", json!({"interval": "7s", "jobTemplate": wrong})).await;
+}
+
+async fn log_in(browser: &Chromium, site: &str, token: &str) {
     browser.open(&format!("{site}/ui/schedules?text=user")).await;
     browser.shows("h1", "Log in").await;
     browser.screenshots("login").await;
-    browser.type_into("#token", &token).await;
+    browser.type_into("#token", token).await;
     browser.click("main button").await;
     browser.shows("h1", "Schedules").await;
     assert_eq!(browser.path().await, "/ui/schedules?text=user");
     browser.shows(".card p", "At 03:00, UTC").await;
-    let page = format!("{site}/ui/schedules/{}/users", env.name);
+}
 
-    // The page shows the progress of the run without a reload.
+/// Waits until the page shows other progress than now.
+async fn wait_for_progress(browser: &Chromium) {
+    let seen = browser.text("#processed").await;
+    eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+}
+
+/// The page shows the progress of the run without a reload.
+async fn start_and_watch_a_run(browser: &Chromium) {
     browser.click("button[aria-label='Run full: users']").await;
     browser.shows("#phase", "Running").await;
     browser.script("window.same = true").await;
-    let seen = browser.text("#processed").await;
     for _ in 0..3 {
-        eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+        wait_for_progress(browser).await;
     }
     browser.shows("#live", "live").await;
     browser.screenshots("run").await;
     browser.click("#spec summary").await;
-    let seen = browser.text("#processed").await;
-    eventually("progress moves on", async || (browser.text("#processed").await != seen).then_some(())).await;
+    wait_for_progress(browser).await;
     assert_eq!(browser.script("return [window.same, document.querySelector('#spec').open]").await, json!([true, true]));
-    let first = browser.path().await;
+}
 
+async fn suspend_cancel_and_retry_the_run(browser: &Chromium, site: &str) {
+    let first = browser.path().await;
     browser.click("form[action$='/suspend'] button").await;
     browser.shows("#phase", "Suspended").await;
     browser.click("form[action$='/resume'] button").await;
     browser.shows("#phase", "Running").await;
-    browser.open(&site).await;
+    browser.open(site).await;
     browser.shows("#workers", "users-t").await;
     browser.shows("#failures", "InvalidTarget").await;
     browser.screenshots("overview").await;
     browser.open(&format!("{site}{first}")).await;
     browser.click("#cancel summary").await;
     browser.screenshots("cancel").await;
-    let seen = browser.text("#processed").await;
-    eventually("progress still moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+    wait_for_progress(browser).await;
     browser.click("form[action$='/cancel'] button").await;
     browser.shows("#phase", "Cancelled").await;
     browser.click("form[action$='/retry'] button").await;
     eventually("the page of the new run", async || (browser.path().await != first).then_some(())).await;
     browser.shows("#phase", "Running").await;
     browser.shows(".facts", "Retry of").await;
+}
 
+async fn suspend_and_resume_a_schedule(browser: &Chromium, site: &str, env: &TestEnv) {
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.click("button[aria-label='Suspend: projects']").await;
     browser.shows(".card.dim", "Suspended").await;
@@ -252,18 +280,19 @@ async fn a_user_watches_and_controls_runs() {
     browser.screenshots("schedules").await;
     browser.click("button[aria-label='Resume: projects']").await;
     eventually("the schedule is resumed", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
-    browser.open(&page).await;
-    browser.shows(".slots", "in").await;
-    browser.screenshots("schedule").await;
+}
 
-    // With the keyboard only: the first key shows a link that skips the header.
+/// The first key shows a link that skips the header.
+async fn skip_the_header_by_keyboard(browser: &Chromium) {
     browser.press("\u{E004}").await;
     let seen = "const skip = document.activeElement; return [skip.className, skip.getBoundingClientRect().left >= 0]";
     assert_eq!(browser.script(seen).await, json!(["skip", true]));
     browser.press("\u{E007}").await;
     assert_eq!(browser.script("return document.activeElement.id").await, "main");
+}
 
-    // A filter applies while the user types. It stays in the address, and the cursor keeps its position.
+/// A filter applies while the user types. It stays in the address, and the cursor keeps its position.
+async fn filter_runs_while_typing(browser: &Chromium, site: &str) {
     browser.open(&format!("{site}/ui/runs")).await;
     browser.screenshots("runs").await;
     browser.script("window.same = true").await;
@@ -271,23 +300,17 @@ async fn a_user_watches_and_controls_runs() {
     browser.shows("main", "No runs match.").await;
     assert!(browser.path().await.contains("text=nothing"), "{}", browser.path().await);
     assert_eq!(browser.script("return [window.same, document.activeElement.id]").await, json!([true, "text"]));
+}
 
-    assert_eq!(browser.complaints().await, [""; 0]);
-
-    // Without events, the page polls.
+/// Without events, the page polls.
+async fn watch_without_events(browser: &Chromium, page: &str) {
     browser.chrome("Network.enable", json!({})).await;
     browser.chrome("Network.setBlockedURLs", json!({"urls": ["*/ui/events*"]})).await;
-    browser.open(&page).await;
+    browser.open(page).await;
     browser.click("button[aria-label='Run full: users']").await;
     browser.shows("#live", "every 5 s").await;
-    let seen = browser.text("#processed").await;
-    eventually("progress moves", async || (browser.text("#processed").await != seen).then_some(())).await;
+    wait_for_progress(browser).await;
     browser.shows("#live", "every 5 s").await;
-
-    browser.click(".who form button").await;
-    browser.shows("h1", "Log in").await;
-    browser.open(&site).await;
-    browser.shows("h1", "Log in").await;
 }
 
 #[tokio::test]
