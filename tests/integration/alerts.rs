@@ -43,7 +43,7 @@ async fn run_again(env: &TestEnv, name: &str, token: &str, is_wrong: bool) {
     let patch = json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}},
         "spec": {"jobTemplate": {"spec": {"target": {"filter": filter}}}}});
     for patch in [clear, patch] {
-        env.schedules().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        env.patch_schedule(name, patch).await;
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use bson::doc;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use sync_operator::{
     api::{SyncJob, syncjob::Phase},
     domain::job::{is_complete, is_finished},
@@ -15,18 +15,11 @@ use sync_operator::{
 use tokio::time::Instant;
 
 use crate::support::{
-    TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, wait_for_events, wait_for_phase,
-    wait_until_removed,
+    TestEnv, apply_job, apply_once, eventually, finished, reason, runs_in_redis, slow, slow_on, wait_for_events,
+    wait_for_phase, wait_until_removed,
 };
-#[allow(unused_imports, reason = "open branches use the former paths")]
-pub use crate::support::{wait_for_phase as phase, *};
 
 const USERS: i32 = 2_500;
-
-async fn patch(env: &TestEnv, name: &str, spec: Value) {
-    let patch = Patch::Merge(json!({ "spec": spec }));
-    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
 
 /// Waits until documents are stamped.
 async fn wait_for_stamps(env: &TestEnv) {
@@ -57,7 +50,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", slow()).await;
     wait_for_stamps(&env).await;
-    patch(&env, "run", json!({"suspended": true})).await;
+    env.patch_job("run", json!({"suspended": true})).await;
     let parked = wait_for_phase(&env, "run", Phase::Suspended).await;
     let done = wait_until_idle(&env).await;
     assert!(done < USERS as u64, "the run was stopped before its end");
@@ -65,7 +58,7 @@ async fn a_suspended_run_keeps_its_progress_and_resumes() {
     assert_eq!(reason(&parked, "Reconciling"), None);
     assert_eq!(parked.status.unwrap().counts.unwrap().processed as u64, done);
 
-    patch(&env, "run", json!({"suspended": false})).await;
+    env.patch_job("run", json!({"suspended": false})).await;
     let job = finished(&env, "run").await;
     assert!(is_complete(&job));
     assert_eq!(reason(&job, "Suspended"), None);
@@ -84,7 +77,7 @@ async fn a_job_made_suspended_waits_until_it_is_resumed() {
     apply_job(&env, "run", json!({"syncType": "Full", "suspended": true})).await;
     wait_for_phase(&env, "run", Phase::Suspended).await;
     assert_eq!(wait_until_idle(&env).await, 0);
-    patch(&env, "run", json!({"suspended": false})).await;
+    env.patch_job("run", json!({"suspended": false})).await;
     assert!(is_complete(&finished(&env, "run").await));
 }
 
@@ -95,7 +88,7 @@ async fn a_cancelled_run_ends_as_failed_and_writes_no_more() {
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", slow()).await;
     wait_for_stamps(&env).await;
-    patch(&env, "run", json!({"cancelled": true})).await;
+    env.patch_job("run", json!({"cancelled": true})).await;
     let job = finished(&env, "run").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
     let done = wait_until_idle(&env).await;
@@ -110,7 +103,7 @@ async fn a_suspended_run_can_be_cancelled() {
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", json!({"suspended": true})).await;
     wait_for_phase(&env, "run", Phase::Suspended).await;
-    patch(&env, "run", json!({"cancelled": true})).await;
+    env.patch_job("run", json!({"cancelled": true})).await;
     let job = finished(&env, "run").await;
     assert_eq!((reason(&job, "Failed").as_deref(), reason(&job, "Suspended")), (Some("Cancelled"), None));
 }
@@ -121,15 +114,13 @@ async fn changes_during_operator_downtime_are_applied() {
     env.seed(USERS, 0).await;
     let (operator, _) = env.all(&["--lease-duration", "2s"]);
     for name in ["suspended", "cancelled"] {
-        let mut spec = slow();
-        spec["target"] = json!({"lastSyncedField": name});
-        apply_job(&env, name, spec).await;
+        apply_job(&env, name, slow_on(name)).await;
         wait_for_phase(&env, name, Phase::Running).await;
     }
     operator.signal("KILL");
     drop(operator);
-    patch(&env, "suspended", json!({"suspended": true})).await;
-    patch(&env, "cancelled", json!({"cancelled": true})).await;
+    env.patch_job("suspended", json!({"suspended": true})).await;
+    env.patch_job("cancelled", json!({"cancelled": true})).await;
     let (_operator, _) = env.all(&["--lease-duration", "2s"]);
     let job = finished(&env, "cancelled").await;
     assert_eq!(reason(&job, "Failed").as_deref(), Some("Cancelled"));
@@ -147,7 +138,7 @@ async fn a_waiting_run_with_a_higher_priority_runs_first() {
         apply_job(&env, name, json!({"syncType": "Full", "target": {"collection": "nothing"}})).await;
         wait_for_phase(&env, name, Phase::Queued).await;
     }
-    patch(&env, "third", json!({"priority": 10})).await;
+    env.patch_job("third", json!({"priority": 10})).await;
     // The first run must not end before the event of the change, which says that the worker is still busy.
     let (second, third) = tokio::join!(finished(&env, "second"), finished(&env, "third"));
     let started = |job: &SyncJob| job.status.as_ref().unwrap().start_time.as_ref().unwrap().0;
@@ -190,7 +181,7 @@ async fn a_finished_run_ignores_changes_of_its_spec() {
     let (_operator, _) = env.all(&[]);
     apply_job(&env, "run", json!({"syncType": "Full"})).await;
     let before = finished(&env, "run").await.status;
-    patch(&env, "run", json!({"cancelled": true, "suspended": true, "priority": 3})).await;
+    env.patch_job("run", json!({"cancelled": true, "suspended": true, "priority": 3})).await;
     apply_job(&env, "next", json!({"syncType": "Full"})).await;
     finished(&env, "next").await;
     let jobs: Api<SyncJob> = env.jobs();
@@ -206,8 +197,7 @@ async fn foreground_deletion_ends_the_run_and_orphaning_does_not() {
     let (_operator, _) = env.all(&[]);
     let schedules = env.schedules();
     for (name, params) in [("foreground", DeleteParams::foreground()), ("orphan", DeleteParams::orphan())] {
-        let mut spec = slow();
-        spec["target"] = json!({"lastSyncedField": name});
+        let mut spec = slow_on(name);
         if name == "orphan" {
             spec["batchSize"] = json!(5);
         }

@@ -4,10 +4,7 @@
 
 use bson::{DateTime, doc};
 use futures::{StreamExt, stream};
-use kube::{
-    ResourceExt,
-    api::{ListParams, Patch, PatchParams},
-};
+use kube::{ResourceExt, api::ListParams};
 use serde_json::json;
 use sync_operator::{
     api::{APPROVE_ANNOTATION, SyncSchedule, syncjob::Phase},
@@ -127,9 +124,8 @@ async fn approve_when_held(env: &TestEnv) {
         status.counts.filter(|_| is_held).map(|counts| counts.held.unwrap_or(0))
     })
     .await;
-    let approval = json!({"metadata": {"annotations": {APPROVE_ANNOTATION: number.to_string()}}});
     if number > 0 {
-        env.jobs().patch("users", &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
+        env.annotate_job("users", APPROVE_ANNOTATION, &number.to_string()).await;
     }
     finished(env, "users").await;
 }

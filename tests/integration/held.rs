@@ -1,10 +1,7 @@
 //! Runs that their guard holds: approval, replacement by later runs, and end.
 
 use bson::doc;
-use kube::{
-    ResourceExt,
-    api::{ListParams, Patch, PatchParams},
-};
+use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 use sync_operator::{
     api::{APPROVE_ANNOTATION, SUPERSEDED_BY_ANNOTATION, SyncJob, SyncSchedule, TRIGGER_ANNOTATION, syncjob::Phase},
@@ -54,16 +51,6 @@ async fn marked(env: &TestEnv) -> Vec<i64> {
     keys
 }
 
-async fn annotate(env: &TestEnv, name: &str, annotation: &str, value: &str) {
-    let patch = Patch::Merge(json!({"metadata": {"annotations": {annotation: value}}}));
-    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
-async fn patch(env: &TestEnv, name: &str, spec: Value) {
-    let patch = Patch::Merge(json!({ "spec": spec }));
-    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_held_run_removes_only_what_was_approved() {
     let (env, upstream, _operator) = start_with_ten_missing().await;
@@ -78,10 +65,10 @@ async fn a_held_run_removes_only_what_was_approved() {
     wait_for_events(&env, "few", &["RunHeld"]).await;
     assert!(marked(&env).await.is_empty());
 
-    annotate(&env, "few", APPROVE_ANNOTATION, "9").await;
+    env.annotate_job("few", APPROVE_ANNOTATION, "9").await;
     let heard = async || env.queue().get(&uid).await.unwrap().filter(|run| run.approved == Some(9));
     assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
-    annotate(&env, "few", APPROVE_ANNOTATION, "10").await;
+    env.annotate_job("few", APPROVE_ANNOTATION, "10").await;
     let job = finished(&env, "few").await;
     assert!(is_complete(&job), "{:?}", job.status);
     assert_eq!(reason(&job, "Held"), None);
@@ -106,8 +93,7 @@ async fn later_runs_of_a_schedule_supersede_a_held_one() {
     })
     .await;
     let trigger = async |token: &str| {
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {TRIGGER_ANNOTATION: token}}}));
-        env.schedules().patch("people", &PatchParams::default(), &patch).await.unwrap();
+        env.trigger("people", token).await;
         eventually("the SyncJob is created", async || {
             let jobs = env.jobs().list(&ListParams::default()).await.unwrap().items;
             let is_it = |job: &SyncJob| job.annotations().get(TRIGGER_ANNOTATION).is_some_and(|found| found == token);
@@ -156,7 +142,7 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
         let uid = apply_job(&env, name, walk(&upstream)).await.uid().unwrap();
         let started = wait_for_phase(&env, name, Phase::Held).await.status.unwrap().start_time;
         env.queue().remove(&uid).await.unwrap();
-        patch(&env, name, json!({"priority": 1})).await;
+        env.patch_job(name, json!({"priority": 1})).await;
         let job = eventually("the schedule was reconciled", async || {
             let job = env.jobs().get(name).await.ok()?;
             (job.status.as_ref()?.observed_generation == job.metadata.generation).then_some(job)
@@ -165,11 +151,11 @@ async fn a_held_run_that_redis_lost_waits_for_its_approval() {
         assert_eq!(job.status.unwrap().phase, Some(Phase::Held), "{name}");
         assert_eq!(env.queue().get(&uid).await.unwrap(), None, "{name}");
         if name == "cancelled" {
-            patch(&env, name, json!({"cancelled": true})).await;
+            env.patch_job(name, json!({"cancelled": true})).await;
             let job = finished(&env, name).await;
             assert_eq!((reason(&job, "Failed").as_deref(), reason(&job, "Held")), (Some("Cancelled"), None));
         } else {
-            annotate(&env, name, APPROVE_ANNOTATION, "10").await;
+            env.annotate_job(name, APPROVE_ANNOTATION, "10").await;
             let job = finished(&env, name).await;
             assert!(is_complete(&job), "{:?}", job.status);
             wait_for_events(&env, name, &["RunApproved"]).await;
@@ -192,13 +178,13 @@ async fn a_restarted_operator_keeps_held_runs() {
     let before = wait_for_phase(&env, "few", Phase::Held).await.status;
     assert_eq!(operator.stop().await, Some(0));
     let (_operator, _) = env.all(&ALLOWED);
-    patch(&env, "few", json!({"priority": 1})).await;
+    env.patch_job("few", json!({"priority": 1})).await;
     let heard = async || env.queue().get(&uid).await.unwrap().filter(|run| run.priority == 1);
     assert_eq!(eventually("the queue has the hold", heard).await.state, State::Parked);
     let after = env.jobs().get("few").await.unwrap().status;
     let conditions = |status: &Option<sync_operator::api::SyncJobStatus>| status.clone().unwrap().conditions;
     assert_eq!(conditions(&after)[0].last_transition_time, conditions(&before)[0].last_transition_time);
-    annotate(&env, "few", APPROVE_ANNOTATION, "10").await;
+    env.annotate_job("few", APPROVE_ANNOTATION, "10").await;
     assert!(is_complete(&finished(&env, "few").await));
     assert_eq!(marked(&env).await.len(), 10);
 }

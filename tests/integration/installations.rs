@@ -3,7 +3,6 @@
 use std::process::{Command, Output};
 
 use bson::doc;
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sync_operator::{api::SyncJob, domain::job::is_complete};
 
@@ -136,7 +135,7 @@ async fn objects_of_another_installation_are_left_alone() {
     assert!(message.contains(&lease) && message.contains(&other), "{message}");
     apply_job(&env, "by-hand", json!({"syncType": "Full"})).await;
     assert!(is_complete(&finished(&env, "by-hand").await));
-    trigger(&env, "again").await;
+    env.trigger("users", "again").await;
     eventually("two runs are complete", async || {
         (schedule(&env).await["status"]["runs"]["succeeded"] == 2).then_some(())
     })
@@ -146,17 +145,12 @@ async fn objects_of_another_installation_are_left_alone() {
     let adopted = adopt(&env, &queue, &["--leader-lease-name", &other]);
     let said = String::from_utf8_lossy(&[adopted.stdout, adopted.stderr].concat()).into_owned();
     assert!(adopted.status.success() && said.contains("SyncSchedule"), "{said}");
-    trigger(&env, "adopted").await;
+    env.trigger("users", "adopted").await;
     eventually("the other installation continues", async || {
         let status = schedule(&env).await["status"].take();
         (status["runs"]["succeeded"] == 3 && second.log().contains("run completed")).then_some(())
     })
     .await;
-}
-
-async fn trigger(env: &TestEnv, token: &str) {
-    let patch = Patch::Merge(json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}}));
-    env.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
 }
 
 #[tokio::test]
@@ -205,8 +199,7 @@ async fn a_run_of_a_newer_release_can_be_cancelled_and_deleted() {
     let uid = uid(&env, "deleted").await;
     env.jobs().delete("deleted", &kube::api::DeleteParams::default()).await.unwrap();
     eventually("the run is removed", async || env.queue().get(&uid).await.unwrap().is_none().then_some(())).await;
-    let patch = Patch::Merge(json!({"spec": {"cancelled": true}}));
-    env.jobs().patch("cancelled", &PatchParams::default(), &patch).await.unwrap();
+    env.patch_job("cancelled", json!({"cancelled": true})).await;
     let status = finished(&env, "cancelled").await.status.unwrap();
     assert!(status.conditions.iter().any(|condition| condition.reason == "Cancelled"), "{status:?}");
     assert!(!worker.log().contains("run claimed"));

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use bson::{DateTime, Document, doc};
-use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use sync_operator::domain::job::{is_complete, is_finished};
 use tokio::time::Instant;
 
 use crate::{
     servers::{DedicatedServer, MongoDb},
-    support::{Servers, TestEnv, apply_job, eventually, finished, reason, slow, wait_until_running},
+    support::{Servers, TestEnv, apply_job, eventually, finished, reason, slow_on, wait_until_running},
 };
 
 /// Scenario 11 of the fault list.
@@ -59,9 +58,8 @@ async fn mongodb_is_slow_during_a_run() {
     env.seed(USERS, 0).await;
     let (operator, _) = env.all(&["--lease-duration", "2s"]);
     for (name, deadline) in [("cancelled", "1h"), ("late", "8s")] {
-        let mut spec = slow();
+        let mut spec = slow_on(name);
         spec["activeDeadline"] = json!(deadline);
-        spec["target"] = json!({"lastSyncedField": name});
         apply_job(&env, name, spec).await;
         wait_until_running(&env, name).await;
     }
@@ -76,9 +74,8 @@ async fn mongodb_is_slow_during_a_run() {
     let began = Instant::now();
     let late = finished(&env, "late").await;
     assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
-    let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
     for name in ["cancelled", "begun"] {
-        env.jobs().patch(name, &PatchParams::default(), &cancel).await.unwrap();
+        env.patch_job(name, json!({"cancelled": true})).await;
     }
     for name in ["cancelled", "begun"] {
         assert_eq!(reason(&finished(&env, name).await, "Failed").as_deref(), Some("Cancelled"), "{name}");

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt;
 use serde_json::json;
 use sync_operator::{domain::run::State, queue::Candidates};
 use tokio::time::Instant;
@@ -47,8 +44,7 @@ async fn runs_of_lost_workers_are_recovered_without_a_worker() {
 
     let late = finished(&env, "run-0").await;
     assert_eq!(reason(&late, "Failed").as_deref(), Some("DeadlineExceeded"));
-    let cancel = Patch::Merge(json!({"spec": {"cancelled": true}}));
-    env.jobs().patch("run-1", &PatchParams::default(), &cancel).await.unwrap();
+    env.patch_job("run-1", json!({"cancelled": true})).await;
     assert_eq!(reason(&finished(&env, "run-1").await, "Failed").as_deref(), Some("Cancelled"));
     eventually("the SyncJob reports that no worker is connected", async || {
         let job = env.jobs().get("run-2").await.unwrap();

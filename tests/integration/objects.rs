@@ -184,7 +184,7 @@ async fn a_refused_slot_ends_with_its_deadline() {
     assert!(reason == "CreateFailed" && message.contains("a b"), "{reason} {message}");
     let annotations = json!({"sync.codex.dev/trigger": "now"});
     let patch = json!({"metadata": {"annotations": annotations}, "spec": {"jobTemplate": labels("ab")}});
-    env.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    env.patch_schedule("users", patch).await;
     let began = Instant::now();
     until(&env, "the triggered run succeeds", |status| (status.runs.succeeded == 1).then_some(())).await;
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());

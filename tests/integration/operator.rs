@@ -7,7 +7,7 @@ use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams},
 };
 use serde_json::{Value, json};
 use sync_operator::{
@@ -36,8 +36,7 @@ async fn wait_for_successes(env: &TestEnv, name: &str, count: i64) -> SyncSchedu
 }
 
 async fn suspend(env: &TestEnv, name: &str, suspended: bool) {
-    let patch = Patch::Merge(json!({"spec": {"suspended": suspended}}));
-    env.schedules().patch(name, &PatchParams::default(), &patch).await.unwrap();
+    env.patch_schedule(name, json!({"spec": {"suspended": suspended}})).await;
 }
 
 async fn job_names(env: &TestEnv) -> Vec<String> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bson::{DateTime, doc};
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, syncjob::Phase},
@@ -13,7 +12,7 @@ use sync_operator::{
 use crate::{
     servers::{Redis, SentinelRedis},
     support::{
-        Servers, TestEnv, add_redis_user, apply_job, eventually, finished, lines, slow, wait_for_phase,
+        Servers, TestEnv, add_redis_user, apply_job, eventually, finished, lines, slow_on, wait_for_phase,
         wait_until_running,
     },
 };
@@ -28,10 +27,9 @@ async fn env(redis: String) -> TestEnv {
 }
 
 /// A spec of a run that takes some seconds, and stamps this field.
-fn slow_on(field: &str) -> Value {
-    let mut spec = slow();
+fn spec_on(field: &str) -> Value {
+    let mut spec = slow_on(field);
     spec["batchSize"] = json!(2);
-    spec["target"] = json!({"lastSyncedField": field});
     spec
 }
 
@@ -53,7 +51,7 @@ async fn redis_loses_all_data_during_a_run() {
     redis.connect().await;
     let env = env(redis.url()).await;
     let (operator, _) = env.all(&ARGS);
-    apply_job(&env, "run", slow_on("lastSynced")).await;
+    apply_job(&env, "run", spec_on("lastSynced")).await;
     wait_until_running(&env, "run").await;
     let before = env.jobs().get("run").await.unwrap().status.unwrap();
     redis.ask::<()>("FLUSHALL").await;
@@ -71,9 +69,9 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     let mut watched = SentinelRedis::start(Duration::from_secs(2)).await;
     let env = env(watched.url()).await;
     let (operator, _) = env.all(&ARGS);
-    apply_job(&env, "before", slow_on("before")).await;
+    apply_job(&env, "before", spec_on("before")).await;
     for name in ["claimed", "ended"] {
-        let mut spec = if name == "claimed" { slow_on(name) } else { json!({"syncType": "Full"}) };
+        let mut spec = if name == "claimed" { spec_on(name) } else { json!({"syncType": "Full"}) };
         spec["suspended"] = json!(true);
         apply_job(&env, name, spec).await;
         wait_for_phase(&env, name, Phase::Suspended).await;
@@ -90,11 +88,10 @@ async fn a_failover_of_redis_loses_acknowledged_writes() {
     })
     .await;
 
-    let resume = Patch::Merge(json!({"spec": {"suspended": false}}));
     for name in ["claimed", "ended"] {
-        env.jobs().patch(name, &PatchParams::default(), &resume).await.unwrap();
+        env.patch_job(name, json!({"suspended": false})).await;
     }
-    apply_job(&env, "made", slow_on("made")).await;
+    apply_job(&env, "made", spec_on("made")).await;
     let ended = finished(&env, "ended").await;
     for name in ["claimed", "made"] {
         wait_until_running(&env, name).await;

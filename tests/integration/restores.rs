@@ -10,7 +10,7 @@ use bson::{DateTime, Document, doc};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::{
     servers::Redis,
     support::{
-        Servers, TestEnv, apply_job, apply_schedule, claim_one, eventually, finished, reason, slow, unique,
+        Servers, TestEnv, apply_job, apply_schedule, claim_one, eventually, finished, reason, slow_on, unique,
         wait_for_phase, wait_until_running,
     },
 };
@@ -40,19 +40,6 @@ async fn own_redis() -> Redis {
     let redis = Redis::start(&[]);
     redis.connect().await;
     redis
-}
-
-async fn patch(env: &TestEnv, name: &str, spec: serde_json::Value) {
-    let patch = Patch::Merge(json!({ "spec": spec }));
-    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
-/// A spec of a run that takes some seconds for a thousand documents, and stamps this field.
-fn slow_on(field: &str) -> serde_json::Value {
-    let mut spec = slow();
-    spec["batchSize"] = json!(1);
-    spec["target"] = json!({"lastSyncedField": field});
-    spec
 }
 
 #[tokio::test]
@@ -224,10 +211,10 @@ async fn a_restored_redis_runs_nothing_that_was_cancelled() {
     }
     let dump = redis.dump().await;
     for name in ["cancelled", "claimed"] {
-        patch(&env, name, json!({"suspended": false})).await;
+        env.patch_job(name, json!({"suspended": false})).await;
         wait_until_running(&env, name).await;
     }
-    patch(&env, "cancelled", json!({"cancelled": true})).await;
+    env.patch_job("cancelled", json!({"cancelled": true})).await;
     let ended = finished(&env, "cancelled").await;
     let before = env.jobs().get("claimed").await.unwrap().status.unwrap();
     redis.restore(Some(&dump)).await;
@@ -262,7 +249,7 @@ async fn suspended_time_survives_a_loss_of_redis() {
     let key = format!("{{sync:{}}}:run:{uid}", env.name);
     let started = ago(61);
     redis.ask::<()>(&format!("HSET {key} started {started} parked_at {}", ago(60))).await;
-    patch(&env, "run", json!({"suspended": false})).await;
+    env.patch_job("run", json!({"suspended": false})).await;
     wait_until_running(&env, "run").await;
     let status = env.jobs().get("run").await.unwrap().status.unwrap();
     assert!(status.suspended_for.unwrap().parse().unwrap() >= Duration::from_hours(1));
@@ -393,11 +380,11 @@ impl Storm {
             let name = names.choose(&mut self.random).unwrap().clone();
             match self.random.random_range(0..5) {
                 0 => {
-                    patch(&self.env, &name, json!({"cancelled": true})).await;
+                    self.env.patch_job(&name, json!({"cancelled": true})).await;
                     cancelled.push(name.clone());
                     self.history.push(format!("{name} cancelled"));
                 }
-                1 => patch(&self.env, &name, json!({"suspended": self.random.random_bool(0.5)})).await,
+                1 => self.env.patch_job(&name, json!({"suspended": self.random.random_bool(0.5)})).await,
                 _ => {}
             }
             self.check_runs().await;
@@ -407,7 +394,7 @@ impl Storm {
             }
         }
         for name in &names {
-            patch(&self.env, name, json!({"suspended": false})).await;
+            self.env.patch_job(name, json!({"suspended": false})).await;
         }
         let until = Instant::now() + Duration::from_secs(90);
         while !self.check_runs().await {

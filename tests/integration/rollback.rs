@@ -5,7 +5,6 @@ use std::time::Duration;
 use bson::{DateTime, Document, RawDocumentBuf, doc};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sync_operator::{
     api::syncjob::{Phase, SyncJobStatus},
@@ -87,11 +86,6 @@ async fn journals(env: &TestEnv) -> Vec<String> {
     names.into_iter().filter(|name| name.starts_with("sync_journal.")).collect()
 }
 
-async fn patch(env: &TestEnv, name: &str, spec: Value) {
-    let patch = Patch::Merge(json!({"spec": spec}));
-    env.jobs().patch(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
 fn restored_documents(status: &SyncJobStatus) -> Option<i64> {
     status.counts.unwrap().rolled_back
 }
@@ -146,14 +140,14 @@ async fn a_cancelled_run_is_rolled_back_except_later_changes() {
     let (_operator, _) = env.all(&ALLOWED);
     apply_job(&env, "users", failing(&upstream, &json!({}))).await;
     eventually("20 are written", async || (env.count(doc! {"origin": "gitlab"}).await == 20).then_some(())).await;
-    patch(&env, "users", json!({"suspended": true})).await;
+    env.patch_job("users", json!({"suspended": true})).await;
     wait_for_phase(&env, "users", Phase::Suspended).await;
     let users = env.database.collection::<Document>("users");
     users.update_one(doc! {"_id": 0}, doc! {"$set": {"profile.age": 99, "mine": 1}}).await.unwrap();
     users.update_one(doc! {"_id": 1}, doc! {"$set": {"origin": "mine"}}).await.unwrap();
     users.delete_one(doc! {"_id": 2}).await.unwrap();
 
-    patch(&env, "users", json!({"cancelled": true})).await;
+    env.patch_job("users", json!({"cancelled": true})).await;
     let status = finished(&env, "users").await.status.unwrap();
     assert_eq!((ended(&status).0, restored_documents(&status)), ("Cancelled", Some(19)));
     let after = all(&env).await;
@@ -202,7 +196,7 @@ async fn a_rollback_continues_after_redis_lost_the_run() {
     wait_for_phase(&env, "users", Phase::Running).await;
     operator.kill();
     assert!(all(&env).await != before);
-    patch(&env, "users", json!({"cancelled": true})).await;
+    env.patch_job("users", json!({"cancelled": true})).await;
     env.queue().remove(&job.metadata.uid.unwrap()).await.unwrap();
     let (_second, _) = env.all(&ALLOWED);
     let status = finished(&env, "users").await.status.unwrap();

@@ -7,7 +7,7 @@ use bson::doc;
 use k8s_openapi::jiff::{Timestamp, ToSpan};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams},
 };
 use serde_json::{Value, json};
 use sync_operator::{
@@ -38,14 +38,6 @@ async fn status(env: &TestEnv, name: &str) -> Option<SyncScheduleStatus> {
 
 async fn until<T>(env: &TestEnv, what: &str, found: impl Fn(&SyncScheduleStatus) -> Option<T>) -> T {
     eventually(what, async || found(&status(env, "users").await?)).await
-}
-
-async fn patch(env: &TestEnv, patch: Value) {
-    env.schedules().patch("users", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
-}
-
-async fn trigger(env: &TestEnv, token: &str) {
-    patch(env, json!({"metadata": {"annotations": {"sync.codex.dev/trigger": token}}})).await;
 }
 
 /// Waits until a run is active and its SyncJob exists.
@@ -86,7 +78,7 @@ async fn replace_cancels_the_active_run_and_starts_after_its_end() {
     let spec = json!({"interval": "4s", "concurrencyPolicy": "Replace", "jobTemplate": {"spec": slow()}});
     apply_schedule(&env, "users", spec).await;
     until(&env, "two runs were replaced", |status| (status.runs.replaced >= 2).then_some(())).await;
-    patch(&env, json!({"spec": {"suspended": true}})).await;
+    env.patch_schedule("users", json!({"spec": {"suspended": true}})).await;
     let status = status(&env, "users").await.unwrap();
     assert_eq!((status.runs.failed, status.failure_history.len()), (0, 0), "a replaced run did not fail");
     let jobs = jobs(&env).await;
@@ -111,12 +103,12 @@ async fn a_trigger_runs_once_for_each_token_also_while_suspended() {
     apply_schedule(&env, "users", json!({"interval": quiet_interval(60), "suspended": true})).await;
     until(&env, "the schedule is suspended", |status| is_true(&status.conditions, "Suspended").then_some(())).await;
 
-    trigger(&env, "first").await;
+    env.trigger("users", "first").await;
     until(&env, "the first run succeeded", |status| (status.runs.succeeded == 1).then_some(())).await;
-    trigger(&env, "second:Full").await;
+    env.trigger("users", "second:Full").await;
     until(&env, "the second run succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
-    patch(&env, json!({"metadata": {"labels": {"touched": "yes"}}})).await;
-    trigger(&env, "first").await;
+    env.patch_schedule("users", json!({"metadata": {"labels": {"touched": "yes"}}})).await;
+    env.trigger("users", "first").await;
     until(&env, "the old token was seen", |status| {
         (status.last_handled_trigger.as_deref() == Some("first")).then_some(())
     })
@@ -136,7 +128,7 @@ async fn a_trigger_waits_for_the_active_run_and_is_not_lost() {
     let (_operator, _) = env.all(&[]);
     apply_once(&env, "users", slow()).await;
     until(&env, "the first run is active", |status| (status.active.len() == 1).then_some(())).await;
-    trigger(&env, "now").await;
+    env.trigger("users", "now").await;
     until(&env, "both runs succeeded", |status| (status.runs.succeeded == 2).then_some(())).await;
     let jobs = jobs(&env).await;
     let first_end = jobs[0].status.as_ref().unwrap().completion_time.clone().unwrap();
@@ -170,7 +162,7 @@ async fn a_changed_schedule_starts_no_slot_of_the_past() {
     until(&env, "the schedule has a next slot", |status| status.next_schedule_time.clone()).await;
     sleep(Duration::from_secs(3)).await;
     let changed = Timestamp::now().as_second();
-    patch(&env, json!({"spec": {"interval": "2s"}})).await;
+    env.patch_schedule("users", json!({"spec": {"interval": "2s"}})).await;
     until(&env, "a run succeeded", |status| (status.runs.succeeded >= 1).then_some(())).await;
     for job in jobs(&env).await {
         let slot: i64 = job.name_any().rsplit('-').next().unwrap().parse().unwrap();
@@ -200,7 +192,7 @@ async fn a_mistake_stalls_the_schedule_until_it_is_corrected() {
         let before = env.schedules().get("users").await.unwrap().resource_version();
         sleep(Duration::from_millis(300)).await;
         assert_eq!(env.schedules().get("users").await.unwrap().resource_version(), before, "it does not change");
-        patch(&env, json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
+        env.patch_schedule("users", json!({"spec": {"schedule": null, "timeZone": null, "interval": "1s"}})).await;
         until(&env, "it runs", |status| {
             (is_true(&status.conditions, "Ready") && status.runs.succeeded > 0).then_some(())
         })
@@ -231,7 +223,7 @@ async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
     assert!(condition.message.contains("InvalidTarget"), "{}", condition.message);
     assert!(!is_true(&status.conditions, "Ready") && status.next_schedule_time.is_none());
 
-    trigger(&env, "again").await;
+    env.trigger("users", "again").await;
     until(&env, "the triggered run failed, too", stalled(3)).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(jobs(&env).await.len(), 3, "no slot was started");
@@ -240,7 +232,7 @@ async fn consecutive_failures_stall_a_schedule_until_it_is_edited() {
     let of_reason = |event: &k8s_openapi::api::events::v1::Event| event.reason.as_deref() == Some("ScheduleStalled");
     assert_eq!(events(&env).await.iter().filter(|event| of_reason(event)).count(), 1);
 
-    patch(&env, json!({"spec": {"jobTemplate": {"spec": {"target": {"filter": null}}}}})).await;
+    env.patch_schedule("users", json!({"spec": {"jobTemplate": {"spec": {"target": {"filter": null}}}}})).await;
     until(&env, "it runs", |status| {
         let is_well = is_true(&status.conditions, "Ready") && !is_true(&status.conditions, "Stalled");
         (is_well && status.runs.succeeded > 0 && status.consecutive_failures == 0).then_some(())
@@ -274,7 +266,7 @@ async fn two_sources_of_one_field_are_reported() {
     let namespace = &env.name;
     message("users", &format!("values: name (SyncSchedule {namespace}/hr)")).await;
     message("hr", &format!("values: name.first (SyncSchedule {namespace}/users)")).await;
-    patch(&env, json!({"spec": schedule(&["city"])})).await;
+    env.patch_schedule("users", json!({"spec": schedule(&["city"])})).await;
     message("hr", "").await;
     message("users", "").await;
 }
@@ -315,8 +307,7 @@ async fn a_run_that_is_missing_in_active_is_added_again() {
     apply_once(&env, "users", slow()).await;
     let run = wait_for_active_run(&env).await;
     // A restore from a backup has no status.
-    let lost = Patch::Merge(json!({"status": null}));
-    env.schedules().patch_status("users", &PatchParams::default(), &lost).await.unwrap();
+    env.patch_schedule_status("users", Value::Null).await;
     let found = until(&env, "the run is active", |status| status.active.first().cloned()).await;
     assert_eq!((found.name, found.uid), (run.name_any(), run.uid()));
 }
@@ -355,8 +346,8 @@ async fn the_starting_deadline_decides_about_a_slot_that_was_missed() {
         let interval = missed();
         apply_schedule(&env, name, json!({"interval": interval, "startingDeadline": deadline})).await;
         // The status of a schedule whose controller was stopped three hours ago.
-        let left = json!({"status": {"slotsSince": before, "schedule": interval, "runs": {}}});
-        env.schedules().patch_status(name, &PatchParams::default(), &Patch::Merge(left)).await.unwrap();
+        let left = json!({"slotsSince": before, "schedule": interval, "runs": {}});
+        env.patch_schedule_status(name, left).await;
     }
     let (_operator, _) = env.all(&[]);
     let long = eventually("the late slot was run", async || {
@@ -384,7 +375,7 @@ async fn failed_runs_are_kept_up_to_their_limit_and_counted_beyond_it() {
     apply_schedule(&env, "users", json!({"interval": "1s", "failedJobsHistoryLimit": 2, "jobTemplate": template}))
         .await;
     until(&env, "four runs failed", |status| (status.runs.failed >= 4).then_some(())).await;
-    patch(&env, json!({"spec": {"suspended": true}})).await;
+    env.patch_schedule("users", json!({"spec": {"suspended": true}})).await;
     eventually("two runs are kept", async || {
         let idle = status(&env, "users").await?.active.is_empty();
         (idle && jobs(&env).await.len() == 2).then_some(())
@@ -456,7 +447,7 @@ async fn controllers_stopped_at_random_run_a_slot_at_most_once() {
         }
     }
     let _operator = env.operator("controller", &[]);
-    patch(&env, json!({"spec": {"suspended": true}})).await;
+    env.patch_schedule("users", json!({"spec": {"suspended": true}})).await;
     let status = until(&env, "all runs have ended", |status| {
         (status.active.is_empty() && status.next_schedule_time.is_none()).then(|| status.clone())
     })
@@ -491,7 +482,7 @@ async fn a_clock_that_is_set_starts_no_slot_twice_and_no_burst() {
             (operator.log().matches("the clock was set").count() >= steps).then_some(())
         })
         .await;
-        trigger(&env, token).await;
+        env.trigger("users", token).await;
         let done = 1 + steps as i64;
         until(&env, "the triggered run succeeded", |status| (status.runs.succeeded == done).then_some(())).await;
         let status = status(&env, "users").await.unwrap();
@@ -510,8 +501,8 @@ async fn slots_continue_after_a_clock_that_was_ahead() {
     apply_schedule(&env, "users", json!({"interval": "2s"})).await;
     let ahead = (Timestamp::now() + 8760.hours()).to_string();
     let last = json!({"job": "users-0", "time": ahead, "processed": 1, "failed": 0, "recoveries": 0});
-    let left_behind = json!({"status": {"slotsSince": ahead, "lastSuccessfulTime": ahead, "lastResult": last}});
-    env.schedules().patch_status("users", &PatchParams::default(), &Patch::Merge(left_behind)).await.unwrap();
+    let left_behind = json!({"slotsSince": ahead, "lastSuccessfulTime": ahead, "lastResult": last});
+    env.patch_schedule_status("users", left_behind).await;
     let _operator = env.operator("controller", &[]);
     until(&env, "two slots were run", |status| (status.runs.succeeded >= 2).then_some(())).await;
     let after = Timestamp::now() + 1.minutes();

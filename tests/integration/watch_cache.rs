@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -38,8 +38,7 @@ async fn objects_created_and_deleted_unseen_leave_nothing() {
 
     operator.signal("STOP");
     for interval in ["1s", &quiet] {
-        let patch = Patch::Merge(json!({"spec": {"interval": interval}}));
-        env.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
+        env.patch_schedule("users", json!({"spec": {"interval": interval}})).await;
     }
     let jobs = env.jobs();
     for name in ["gone", "again"] {

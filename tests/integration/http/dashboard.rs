@@ -13,7 +13,7 @@ use futures::StreamExt;
 use http_body_util::BodyExt;
 use kube::{
     ResourceExt,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, PostParams},
 };
 use serde_json::{Value, json};
 use sync_operator::{
@@ -26,7 +26,7 @@ use super::{
     Sidecar,
     auth::{administrator, with_rights},
 };
-use crate::support::{TestEnv, apply_job, apply_schedule, eventually};
+use crate::support::{TestEnv, apply_job, apply_schedule, condition, eventually};
 
 /// Markup that a page without escaping would execute.
 pub const MARKUP: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>";
@@ -112,14 +112,13 @@ pub async fn fill(env: &TestEnv, sidecar: &Sidecar) {
     apply_job(env, "open", json!({})).await;
     apply_job(env, "failed", json!({})).await;
     let at = "2026-11-25T10:00:00Z";
-    let condition =
-        json!({"type": "Failed", "status": "True", "reason": "Test", "message": MARKUP, "lastTransitionTime": at});
+    let condition = condition("Failed", "Test", MARKUP, at);
     let status = json!({
         "phase": "Failed", "completionTime": at, "startTime": "2026-11-25T09:00:00.000000Z", "conditions": [condition],
         "worker": MARKUP, "failures": [{"key": MARKUP, "reason": "Rejected", "message": MARKUP}],
         "attemptHistory": [{"number": 1, "start": at, "end": at, "reason": "Test", "message": MARKUP}],
     });
-    env.jobs().patch_status("failed", &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await.unwrap();
+    env.patch_job_status("failed", status).await;
     eventually("the sidecar has seen all", async || {
         let status = sidecar.get("/jobs/status").await.body;
         let failed = sidecar.get("/jobs?phase=Failed").await.body;

@@ -1,9 +1,6 @@
 //! Changes of a schedule in the dashboard: its due times, and its suspension with a note.
 
-use kube::{
-    ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt;
 use serde_json::json;
 use sync_operator::{api::SUSPEND_NOTE_ANNOTATION, http::ReadAccess};
 
@@ -124,13 +121,11 @@ async fn the_due_time_of_a_schedule_can_be_changed() {
 
     // Another client has changed the schedule in the meantime.
     let seen = generation().await;
-    let patch = Patch::Merge(json!({"spec": {"interval": "7m"}}));
-    env.schedules().patch("users", &PatchParams::default(), &patch).await.unwrap();
+    env.patch_schedule("users", json!({"spec": {"interval": "7m"}})).await;
     let late = browser.press(&edit, &format!("generation={seen}&grid=interval&interval=9m")).await;
     assert_eq!((late.code.as_u16(), spec().await[0].clone()), (409, json!("7m")), "{}", late.text);
     // A change of the status is no conflict.
-    let status = Patch::Merge(json!({"status": {"activeCount": 3}}));
-    env.schedules().patch_status("users", &PatchParams::default(), &status).await.unwrap();
+    env.patch_schedule_status("users", json!({"activeCount": 3})).await;
     assert_eq!(save("grid=interval&interval=9m").await.code, 303);
 }
 

@@ -3,10 +3,7 @@
 use std::num::NonZeroU32;
 
 use axum::{body::Body, http::Request};
-use kube::{
-    ResourceExt,
-    api::{ListParams, Patch, PatchParams},
-};
+use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 use sync_operator::{
     api::{SyncJob, syncjob::SyncMode},
@@ -15,7 +12,7 @@ use sync_operator::{
 };
 
 use super::{Answer, Sidecar, settings};
-use crate::support::{TestEnv, apply_job, apply_schedule, events, eventually, finished, wait_for_events};
+use crate::support::{TestEnv, apply_job, apply_schedule, condition, events, eventually, finished, wait_for_events};
 
 /// Waits until the sidecar has seen a SyncJob in a state.
 async fn wait_for_phase(sidecar: &Sidecar, env: &TestEnv, name: &str, phase: &str) {
@@ -35,19 +32,13 @@ async fn wait_for_schedules(sidecar: &Sidecar, count: usize) {
     .await;
 }
 
-/// Writes a status in place of the controller.
-async fn set_status(env: &TestEnv, name: &str, status: Value) {
-    let patch = Patch::Merge(json!({"status": status}));
-    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
-}
-
 /// Creates a SyncJob with the status of an ended run.
 async fn ended(env: &TestEnv, name: &str, phase: &str, hours_ago: i64) {
     apply_job(env, name, json!({})).await;
     let at = k8s_openapi::jiff::Timestamp::now() - k8s_openapi::jiff::SignedDuration::from_hours(hours_ago);
     let at = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = json!({"type": phase, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
-    set_status(env, name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
+    let condition = condition(phase, "Test", "", &at);
+    env.patch_job_status(name, json!({"phase": phase, "completionTime": at, "conditions": [condition]})).await;
 }
 
 async fn one_schedule(env: &TestEnv, sidecar: &Sidecar) {
@@ -234,17 +225,13 @@ async fn a_run_that_its_schedule_has_not_counted_is_not_cleaned_up() {
     let answer = sidecar.post("/jobs/trigger/user-sync", Value::Null).await;
     let name = get_job(&env, &answer).await.name_any();
     let at = "2026-11-23T12:00:00Z";
-    let status = json!({"active": [{"name": name, "slot": at}]});
-    let patch = Patch::Merge(json!({"status": status}));
-    env.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
-    let condition =
-        json!({"type": "Failed", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": at});
-    set_status(&env, &name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
+    env.patch_schedule_status("users", json!({"active": [{"name": name, "slot": at}]})).await;
+    let condition = condition("Failed", "Test", "", at);
+    env.patch_job_status(&name, json!({"phase": "Failed", "completionTime": at, "conditions": [condition]})).await;
     wait_for_phase(&sidecar, &env, &name, "Failed").await;
     let cleanup = async || sidecar.post("/jobs/cleanup", Value::Null).await.body;
     assert_eq!(cleanup().await, json!({"completed": 0, "failed": 0, "remaining": 0}));
-    let patch = Patch::Merge(json!({"status": {"active": []}}));
-    env.schedules().patch_status("users", &PatchParams::default(), &patch).await.unwrap();
+    env.patch_schedule_status("users", json!({"active": []})).await;
     eventually("the run is deleted when it is counted", async || (cleanup().await["failed"] == 1).then_some(())).await;
 }
 
@@ -290,7 +277,7 @@ async fn a_run_can_be_suspended_resumed_cancelled_and_tried_again() {
 async fn hold(env: &TestEnv, name: &str) {
     let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded",
         "message": "the run would mark 400 of 1000 documents: a1, a2", "lastTransitionTime": "2026-11-25T10:00:00Z"});
-    set_status(env, name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
+    env.patch_job_status(name, json!({"phase": "Held", "counts": {"held": 400}, "conditions": [condition]})).await;
 }
 
 #[tokio::test]

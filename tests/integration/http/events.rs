@@ -7,7 +7,7 @@ use axum::{
     http::Request,
 };
 use futures::StreamExt;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
@@ -80,8 +80,7 @@ impl Stream {
 }
 
 async fn progress(env: &TestEnv, name: &str, progress: i32) {
-    let patch = Patch::Merge(json!({"status": {"phase": "Running", "progress": progress}}));
-    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    env.patch_job_status(name, json!({"phase": "Running", "progress": progress})).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all, stream};
-use kube::api::{Patch, PatchParams};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::json;
 use tokio::{
@@ -20,7 +19,8 @@ use tokio::{
 use super::{Sidecar, auth::administrator};
 use crate::servers::Redis;
 use crate::support::{
-    Servers, TestEnv, apply_job, apply_schedule, eventually, finished, free_port, get, quiet_interval, unique,
+    Servers, TestEnv, apply_job, apply_schedule, condition, eventually, finished, free_port, get, quiet_interval,
+    unique,
 };
 
 const BAD_REQUESTS: u64 = 10_000;
@@ -158,10 +158,8 @@ async fn streams_are_lazy() {
         let name = format!("run-{run}");
         apply_job(&env, &name, json!({})).await;
         let at = "2026-11-25T10:00:00Z";
-        let condition =
-            json!({"type": "Held", "status": "True", "reason": "Test", "message": message, "lastTransitionTime": at});
-        let status = Patch::Merge(json!({"status": {"phase": "Held", "conditions": [condition]}}));
-        env.jobs().patch_status(&name, &PatchParams::default(), &status).await.unwrap();
+        let condition = condition("Held", "Test", &message, at);
+        env.patch_job_status(&name, json!({"phase": "Held", "conditions": [condition]})).await;
     }
     let port = free_port();
     let per_caller = (4 * STREAMS).to_string();

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -96,9 +95,9 @@ async fn load() {
     }
     let progressing = async {
         for step in 1.. {
-            let status = json!({"status": {"phase": "Running", "progress": step / RUNS % 100}});
+            let status = json!({"phase": "Running", "progress": step / RUNS % 100});
             let name = format!("run-{}", step % RUNS);
-            env.jobs().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+            env.patch_job_status(&name, status).await;
         }
     };
     let measuring = async {

@@ -35,9 +35,21 @@ pub async fn apply_job(env: &TestEnv, name: &str, spec: Value) -> SyncJob {
     env.jobs().create(&PostParams::default(), &job).await.unwrap()
 }
 
+/// An entry of `status.conditions`, with the status True.
+pub fn condition(type_: &str, reason: &str, message: &str, since: &str) -> Value {
+    json!({"type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": since})
+}
+
 /// A spec whose run over `seed` users takes many seconds: one user in each batch, and one batch after the other.
 pub fn slow() -> Value {
     json!({"syncType": "Full", "batchSize": 1, "parallelism": 1, "backoff": {"initial": "1s", "jitter": 0.0}})
+}
+
+/// A slow spec whose run stamps this field.
+pub fn slow_on(field: &str) -> Value {
+    let mut spec = slow();
+    spec["target"] = json!({"lastSyncedField": field});
+    spec
 }
 
 /// The value of `_sync` of a document that a source of this name listed long ago.

@@ -5,6 +5,7 @@ mod builders;
 mod env;
 mod events;
 mod operators;
+mod patches;
 mod runs;
 
 pub use builders::*;

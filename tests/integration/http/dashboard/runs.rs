@@ -6,20 +6,19 @@ use kube::{Api, Resource, api::DeleteParams};
 use super::*;
 use crate::{
     http::auth::show_events,
-    support::{events, unique},
+    support::{condition, events, unique},
 };
 
 /// Writes the status of a failed run with failed documents.
 async fn fail(env: &TestEnv, name: &str, message: &str, failures: &Value, failed: i64) {
     let at = "2026-11-25T10:00:00Z";
-    let condition = json!({"type": "Failed", "status": "True", "reason": "TooManyFailed", "message": message, "lastTransitionTime": at});
+    let condition = condition("Failed", "TooManyFailed", message, at);
     let status = json!({
         "phase": "Failed", "completionTime": at, "startTime": "2026-11-25T09:59:00.000000Z", "conditions": [condition],
         "counts": {"total": 100, "processed": 100, "failed": failed}, "failures": failures, "attempts": 1,
         "attemptHistory": [{"number": 1, "start": "2026-11-25T09:59:00Z", "end": at, "reason": "TooManyFailed", "message": message}],
     });
-    let patch = Patch::Merge(json!({"status": status}));
-    env.jobs().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    env.patch_job_status(name, status).await;
 }
 
 fn documents(count: usize, message: &str) -> Value {
@@ -116,11 +115,9 @@ async fn a_held_run_shows_its_reason_and_can_be_approved() {
     let sidecar = Sidecar::new(&env, Some(ReadAccess::Open), 1000).await;
     apply_job(&env, "held", json!({})).await;
     let message = format!("the run would mark 1400 of 2000 documents: a1, {MARKUP}");
-    let condition = json!({"type": "Held", "status": "True", "reason": "GuardExceeded", "message": message,
-        "lastTransitionTime": "2026-11-25T10:00:00Z"});
+    let condition = condition("Held", "GuardExceeded", &message, "2026-11-25T10:00:00Z");
     let status = json!({"phase": "Held", "counts": {"held": 1400}, "conditions": [condition]});
-    let patch = Patch::Merge(json!({"status": status}));
-    env.jobs().patch_status("held", &PatchParams::default(), &patch).await.unwrap();
+    env.patch_job_status("held", status).await;
     wait_for_runs(&sidecar, "phase=Held", 1).await;
     let path = format!("/ui/runs/{}/held", env.name);
     let viewer = Browser::with_token(&sidecar, &with_rights(&env, "viewer", &["list"]).await).await;
