@@ -64,7 +64,7 @@ const METADATA: [IpAddr; 6] = [
 impl AddressClass {
     /// Returns the class of an address. An IPv6 address that contains an IPv4 address has the class of that address.
     #[must_use]
-    pub fn of(address: IpAddr) -> Self {
+    pub fn classify(address: IpAddr) -> Self {
         let address = address.to_canonical();
         if METADATA.contains(&address) {
             return Self::Metadata;
@@ -77,15 +77,15 @@ impl AddressClass {
                 };
                 SPECIAL.iter().find(is_in).map_or(Self::Public, |(.., class)| *class)
             }
-            IpAddr::V6(address) => Self::of_v6(address),
+            IpAddr::V6(address) => Self::classify_v6(address),
         }
     }
 
-    fn of_v6(address: Ipv6Addr) -> Self {
+    fn classify_v6(address: Ipv6Addr) -> Self {
         match address.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0] => Self::Unspecified,
             [0, 0, 0, 0, 0, 0, 0, 1] => Self::Loopback,
-            [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => Self::of(embedded(a, b)),
+            [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => Self::classify(embedded(a, b)),
             [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Reserved,
             [0xfc00..=0xfdff, ..] => Self::Private,
             [0xfe80..=0xfebf, ..] => Self::LinkLocal,
@@ -179,7 +179,7 @@ impl AddressRule {
     fn allows(&self, host: &str, address: IpAddr) -> bool {
         let is_allowed = match &self.networks {
             Some(networks) => networks.iter().any(|network| network.contains(&address.to_canonical())),
-            None => self.hosts.is_some() && !AddressClass::of(address).needs_network(),
+            None => self.hosts.is_some() && !AddressClass::classify(address).needs_network(),
         };
         is_allowed && self.names_host(host)
     }
@@ -222,7 +222,7 @@ impl Egress {
     /// # Errors
     /// When the address is not allowed for that host.
     pub fn check(&self, host: &str, address: IpAddr, is_encrypted: bool) -> Result<(), Denied> {
-        let class = AddressClass::of(address);
+        let class = AddressClass::classify(address);
         match class {
             _ if self.0.iter().any(|rule| rule.allows(host, address)) => Ok(()),
             AddressClass::Public if is_encrypted => Ok(()),

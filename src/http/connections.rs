@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::places::{Full, Place, Places};
+use super::keyed_semaphore::{KeyedPermit, KeyedSemaphore, NoPermit};
 
 /// Part of the connections that one address may have.
 const PART: usize = 4;
@@ -32,7 +32,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Bound on the open connections of a server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Connections {
-    places: Arc<Places<IpAddr>>,
+    semaphore: Arc<KeyedSemaphore<IpAddr>>,
     proxies: Arc<[IpNet]>,
     /// Time for which a client may leave its answers unread.
     patience: Duration,
@@ -44,26 +44,27 @@ impl Connections {
     #[must_use]
     pub fn new(total: u32, proxies: &[IpNet]) -> Self {
         let total = total as usize;
-        Self::with(Places::new(total, total.div_ceil(PART)), proxies)
+        Self::with(KeyedSemaphore::new(total, total.div_ceil(PART)), proxies)
     }
 
     /// Bound for probes and metrics.
     #[must_use]
     pub fn for_probes() -> Self {
         let (total, each) = PROBES;
-        Self::with(Places::new(total, each), &[])
+        Self::with(KeyedSemaphore::new(total, each), &[])
     }
 
-    fn with(places: Arc<Places<IpAddr>>, proxies: &[IpNet]) -> Self {
-        Self { places, proxies: proxies.into(), patience: PATIENCE, logged: Arc::default() }
+    fn with(semaphore: Arc<KeyedSemaphore<IpAddr>>, proxies: &[IpNet]) -> Self {
+        Self { semaphore, proxies: proxies.into(), patience: PATIENCE, logged: Arc::default() }
     }
 
-    fn admit(&self, stream: TcpStream) -> io::Result<Connection> {
+    fn admit(&self, stream: TcpStream) -> io::Result<ClientConnection> {
         let peer = stream.peer_addr()?.ip().to_canonical();
         let is_proxy = self.proxies.iter().any(|network| network.contains(&peer));
-        let place = if is_proxy { self.places.take_unlimited(&peer) } else { self.places.take(&peer) };
-        match place {
-            Ok(place) => Ok(Connection { stream, patience: self.patience, unread: None, _place: place }),
+        let permit =
+            if is_proxy { self.semaphore.try_acquire_unlimited(&peer) } else { self.semaphore.try_acquire(&peer) };
+        match permit {
+            Ok(permit) => Ok(ClientConnection { stream, patience: self.patience, unread: None, _permit: permit }),
             Err(full) => {
                 self.log(full, peer);
                 Err(io::Error::other("too many connections"))
@@ -71,37 +72,37 @@ impl Connections {
         }
     }
 
-    fn log(&self, full: Full, peer: IpAddr) {
+    fn log(&self, full: NoPermit, peer: IpAddr) {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             *logged = Some(Instant::now());
-            let reason = if full == Full::Key { "its address has" } else { "all clients have" };
+            let reason = if full == NoPermit::Key { "its address has" } else { "all clients have" };
             tracing::warn!(%peer, "a connection was refused: {reason} too many connections");
         }
     }
 }
 
 impl<S> Accept<TcpStream, S> for Connections {
-    type Stream = Connection;
+    type Stream = ClientConnection;
     type Service = S;
-    type Future = Ready<io::Result<(Connection, S)>>;
+    type Future = Ready<io::Result<(ClientConnection, S)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         ready(self.admit(stream).map(|connection| (connection, service)))
     }
 }
 
-/// Connection with its place. It ends when the client leaves its answers unread for too long.
+/// Connection with its permit. It ends when the client leaves its answers unread for too long.
 #[derive(Debug)]
-pub struct Connection {
+pub struct ClientConnection {
     stream: TcpStream,
     patience: Duration,
     /// Time until the client must have read a part of its answers.
     unread: Option<Pin<Box<Sleep>>>,
-    _place: Place<IpAddr>,
+    _permit: KeyedPermit<IpAddr>,
 }
 
-impl Connection {
+impl ClientConnection {
     fn limited<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.unread = None;
@@ -112,7 +113,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for ClientConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -122,7 +123,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for ClientConnection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.limited(written, context)
@@ -174,7 +175,7 @@ mod tests {
                 open.extend(admitted);
             }
             open.pop();
-            assert!(connections.admit(connect(&listener).await.1).is_ok(), "a closed connection leaves its place");
+            assert!(connections.admit(connect(&listener).await.1).is_ok(), "a closed connection returns its permit");
         }
     }
 

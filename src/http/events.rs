@@ -30,13 +30,13 @@ use super::{
     App,
     extract::{Query, Reader},
     job_view::Job,
-    limits::{CallerKey, CallerPlace},
+    limits::{CallerKey, CallerPermit},
     objects::{DeletedJob, ObjectChange, Objects},
     pause::RunFilter,
     problem::Problem,
 };
 use crate::api::SyncJob;
-use backlog::{Backlog, DeletionsForgotten, Entry};
+use backlog::{Backlog, BacklogEntry, DeletionsForgotten};
 use throttle::Throttle;
 
 pub(super) const LAST_EVENT_ID: &str = "last-event-id";
@@ -73,9 +73,9 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
     app.access.check_read(&reader, filter.namespace.as_deref()).await?;
-    let place = app.limits.stream(&caller)?;
+    let permit = app.limits.stream(&caller)?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-    let listener = Listener::new(app.listed()?.clone(), filter, last, place);
+    let listener = Listener::new(app.listed()?.clone(), filter, last, permit);
     let stop = app.stop.clone().cancelled_owned();
     let stream = futures::StreamExt::take_until(listener.stream(), stop);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -107,11 +107,11 @@ struct Listener {
     ready: VecDeque<Event>,
     backlog: Option<Backlog>,
     until: Instant,
-    _place: CallerPlace,
+    _permit: CallerPermit,
 }
 
 impl Listener {
-    fn new(objects: Objects, filter: RunFilter, last: Option<Id>, place: CallerPlace) -> Self {
+    fn new(objects: Objects, filter: RunFilter, last: Option<Id>, permit: CallerPermit) -> Self {
         // Subscribed before anything is read, so nothing falls in between.
         let changes = objects.changes();
         let mut listener = Self {
@@ -122,7 +122,7 @@ impl Listener {
             ready: VecDeque::new(),
             backlog: None,
             until: Instant::now() + LONGEST,
-            _place: place,
+            _permit: permit,
             objects,
         };
         listener.ready.push_back(Event::default().retry(RETRY));
@@ -185,13 +185,13 @@ impl Listener {
     fn next_of_backlog(&mut self) -> Option<Event> {
         while let Some(backlog) = &mut self.backlog {
             match backlog.next(&self.objects, &self.filter) {
-                Ok(Some(Entry::Job(reference, version))) => {
+                Ok(Some(BacklogEntry::Job(reference, version))) => {
                     // Of a run that was deleted meanwhile, the deletion follows.
                     if let Some(event) = self.job(&reference, version) {
                         return Some(event);
                     }
                 }
-                Ok(Some(Entry::Deleted(gone))) => return Some(self.deleted(&gone, gone.version)),
+                Ok(Some(BacklogEntry::Deleted(gone))) => return Some(self.deleted(&gone, gone.version)),
                 Ok(None) => {
                     self.throttle.observe_version(backlog.last);
                     self.backlog = None;

@@ -105,7 +105,7 @@ fn is_known(host: &str, names: &[String]) -> bool {
 /// Programs send none of the headers.
 fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
     let is_link = method == Method::GET && headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate");
-    Sender::of(headers) == Sender::OtherOrigin && !is_link
+    Sender::from_headers(headers) == Sender::OtherOrigin && !is_link
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::{
     App, HttpSettings,
     auth::ProxyIdentity,
     extract::MAX_BODY,
-    places::{Full, Place, Places},
+    keyed_semaphore::{KeyedPermit, KeyedSemaphore, NoPermit},
     problem::{Problem, ProblemKind},
 };
 use crate::telemetry::metrics;
@@ -50,17 +50,17 @@ const ANONYMOUS_FORMS: (usize, usize) = (8, 2);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct CallerKey(Arc<str>);
 
-/// Place of a caller.
-pub(super) type CallerPlace = Place<CallerKey>;
+/// Permit of a caller.
+pub(super) type CallerPermit = KeyedPermit<CallerKey>;
 
 /// Limits of the requests of one caller and of all.
 pub(super) struct Limits {
     rates: RateLimiter<CallerKey, HashMapStateStore<CallerKey>, DefaultClock>,
     calls: AtomicU64,
-    requests: Arc<Places<CallerKey>>,
-    streams: Arc<Places<CallerKey>>,
-    pages: Arc<Places<CallerKey>>,
-    anonymous_forms: Arc<Places<CallerKey>>,
+    requests: Arc<KeyedSemaphore<CallerKey>>,
+    streams: Arc<KeyedSemaphore<CallerKey>>,
+    pages: Arc<KeyedSemaphore<CallerKey>>,
+    anonymous_forms: Arc<KeyedSemaphore<CallerKey>>,
 }
 
 impl Limits {
@@ -71,26 +71,26 @@ impl Limits {
         Self {
             rates: RateLimiter::hashmap(Quota::per_second(settings.requests_per_second)),
             calls: AtomicU64::new(0),
-            requests: Places::new(all, each),
-            streams: Places::new(all, each.div_ceil(STREAMS)),
-            pages: Places::new(all * PAGES, each),
-            anonymous_forms: Places::new(forms, forms_each),
+            requests: KeyedSemaphore::new(all, each),
+            streams: KeyedSemaphore::new(all, each.div_ceil(STREAMS)),
+            pages: KeyedSemaphore::new(all * PAGES, each),
+            anonymous_forms: KeyedSemaphore::new(forms, forms_each),
         }
     }
 
-    /// Takes a place for a stream of events.
-    pub fn stream(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
-        self.streams.take(caller).map_err(refused)
+    /// Acquires a permit for a stream of events.
+    pub fn stream(&self, caller: &CallerKey) -> Result<CallerPermit, Problem> {
+        self.streams.try_acquire(caller).map_err(refused)
     }
 
-    /// Takes a place for a page of the dashboard that receives updates.
-    pub fn page(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
-        self.pages.take(caller).map_err(refused)
+    /// Acquires a permit for a page of the dashboard that receives updates.
+    pub fn page(&self, caller: &CallerKey) -> Result<CallerPermit, Problem> {
+        self.pages.try_acquire(caller).map_err(refused)
     }
 
-    /// Takes a place for a form of a client without credentials.
-    pub fn anonymous_form(&self, caller: &CallerKey) -> Result<CallerPlace, Problem> {
-        self.anonymous_forms.take(caller).map_err(refused)
+    /// Acquires a permit for a form of a client without credentials.
+    pub fn anonymous_form(&self, caller: &CallerKey) -> Result<CallerPermit, Problem> {
+        self.anonymous_forms.try_acquire(caller).map_err(refused)
     }
 
     fn check_rate(&self, caller: &CallerKey) -> Result<(), Problem> {
@@ -104,10 +104,10 @@ impl Limits {
     }
 }
 
-fn refused(full: Full) -> Problem {
+fn refused(full: NoPermit) -> Problem {
     let problem = match full {
-        Full::All => Problem::new(ProblemKind::Overloaded, "too many calls are in progress"),
-        Full::Key => {
+        NoPermit::All => Problem::new(ProblemKind::Overloaded, "too many calls are in progress"),
+        NoPermit::Key => {
             let detail = "the caller has too many calls in progress: wait until one of them has ended";
             Problem::new(ProblemKind::TooManyRequests, detail)
         }
@@ -143,8 +143,8 @@ async fn bounded(State(app): State<App>, mut request: Request, next: Next) -> Re
     if let Err(problem) = app.limits.check_rate(&caller) {
         return problem.into_response();
     }
-    let _place = match app.limits.requests.take(&caller) {
-        Ok(place) => place,
+    let _permit = match app.limits.requests.try_acquire(&caller) {
+        Ok(permit) => permit,
         Err(full) => return refused(full).into_response(),
     };
     request.extensions_mut().insert(caller);

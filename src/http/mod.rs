@@ -13,13 +13,13 @@ mod health;
 mod host_check;
 mod job_view;
 mod jobs;
+mod keyed_semaphore;
 mod leader;
 mod limits;
 mod mirror;
 mod objects;
 mod openapi;
 mod pause;
-mod places;
 mod prefix;
 mod probes;
 mod problem;
@@ -169,7 +169,7 @@ struct Parts {
     live_updates: Arc<dashboard::LiveUpdates>,
     leader: Leader,
     status: status::CachedStatus,
-    /// Whether the API server answers.
+    /// Result of the last request to the API server: true when it answered.
     kubernetes: Recent<bool>,
     object_events: dashboard::EventCache,
     logs: Option<LogsUrl>,

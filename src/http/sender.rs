@@ -20,7 +20,7 @@ pub(super) enum Sender {
 
 impl Sender {
     /// Returns the sender that the headers name. A header that is no text names another origin.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
         match (text("sec-fetch-site"), text(ORIGIN.as_str()), text(HOST.as_str())) {
             (Some("same-origin"), _, _) => Self::SameOrigin,

@@ -107,7 +107,7 @@ fn check_sink(sink: &Sink, base: &str, report: &mut Report<'_>) {
     }
     if let Some(smtp) = &sink.smtp {
         let (base, host) = (format!("{base}.smtp"), &smtp.host);
-        let class = host.parse().ok().map(AddressClass::of).filter(|class| *class != AddressClass::Public);
+        let class = host.parse().ok().map(AddressClass::classify).filter(|class| *class != AddressClass::Public);
         if class.is_some() || is_private_name(host) {
             report.warning(&format!("{base}.host"), private_host(host, class));
         } else if smtp.tls == SmtpTls::None {

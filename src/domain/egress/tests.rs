@@ -66,11 +66,11 @@ fn each_address_has_a_class() {
         ("fec0::1", Reserved),
         ("4000::1", Reserved),
     ] {
-        assert_eq!(AddressClass::of(address(text)), class, "{text}");
+        assert_eq!(AddressClass::classify(address(text)), class, "{text}");
     }
 }
 
-/// Where a request may go: nowhere, by https, or also unencrypted.
+/// Requests that are allowed: none, those by https, or all.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     No,

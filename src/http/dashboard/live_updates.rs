@@ -35,7 +35,7 @@ use super::{Filled, Scope, Visitor};
 use crate::http::{
     App,
     events::{KEEP_ALIVE, LAST_EVENT_ID, LONGEST, RETRY},
-    limits::{CallerKey, CallerPlace},
+    limits::{CallerKey, CallerPermit},
     objects::{ObjectChange, Objects},
     problem::Problem,
 };
@@ -179,7 +179,7 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
     let scope = visitor.scope(&app, "syncjobs", subscription.namespace.as_deref()).await?;
-    let place = app.limits.page(&caller)?;
+    let permit = app.limits.page(&caller)?;
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).or(subscription.since.as_deref());
     let here = app.live_updates.update_id();
     // Of another process, or of none: what it knows is not known.
@@ -189,7 +189,7 @@ pub(super) async fn events(
             .filter(|update_id: &UpdateId| update_id.process == here.process)
             .map_or(0, |update_id| update_id.round)
     });
-    let page = Page::new(Arc::clone(&app.live_updates), scope, seen, place);
+    let page = Page::new(Arc::clone(&app.live_updates), scope, seen, permit);
     let stream = page.stream().take_until(app.stop.clone().cancelled_owned());
     Ok(([UNBUFFERED], Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))))
 }
@@ -204,14 +204,14 @@ struct Page {
     offset: f64,
     has_sent_retry: bool,
     until: Instant,
-    _place: CallerPlace,
+    _permit: CallerPermit,
 }
 
 impl Page {
-    fn new(live_updates: Arc<LiveUpdates>, scope: Scope, seen: u64, place: CallerPlace) -> Self {
+    fn new(live_updates: Arc<LiveUpdates>, scope: Scope, seen: u64, permit: CallerPermit) -> Self {
         live_updates.pages.fetch_add(1, Ordering::Relaxed);
         let (round, until) = (live_updates.round.subscribe(), Instant::now() + LONGEST);
-        Self { round, scope, seen, offset: rand::random(), has_sent_retry: false, until, _place: place, live_updates }
+        Self { round, scope, seen, offset: rand::random(), has_sent_retry: false, until, _permit: permit, live_updates }
     }
 
     fn stream(self) -> impl Stream<Item = Result<Event, Infallible>> {

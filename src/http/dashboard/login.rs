@@ -20,7 +20,7 @@ use super::{
 use crate::http::{
     App,
     auth::{AUDIENCE, ProxyIdentity},
-    limits::{CallerKey, CallerPlace},
+    limits::{CallerKey, CallerPermit},
     problem::{Problem, ProblemKind},
 };
 
@@ -42,8 +42,8 @@ pub(super) struct Credentials {
     next: String,
 }
 
-/// Login form of a client without credentials, with its place. Few of them are read and reviewed at the same time.
-pub(super) struct LoginForm(Credentials, CallerPlace);
+/// Login form of a client without credentials, with its permit. Few of them are read and reviewed at the same time.
+pub(super) struct LoginForm(Credentials, CallerPermit);
 
 impl FromRequest<App> for LoginForm {
     type Rejection = Problem;
@@ -53,11 +53,11 @@ impl FromRequest<App> for LoginForm {
         if way.is_none_or(|way| *way == Way::Open) {
             return Err(Problem::new(ProblemKind::Forbidden, "the connection would not encrypt the token: use HTTPS"));
         }
-        let place = app.limits.anonymous_form(&caller.cloned().unwrap_or_default())?;
+        let permit = app.limits.anonymous_form(&caller.cloned().unwrap_or_default())?;
         let form = timeout(FORM, Sent::from_request(request, app)).await;
         let late = |_| Problem::new(ProblemKind::BadRequest, format!("the form did not arrive within {FORM:?}"));
         let Sent(credentials) = form.map_err(late)??;
-        Ok(Self(credentials, place))
+        Ok(Self(credentials, permit))
     }
 }
 
@@ -95,7 +95,7 @@ pub(super) async fn login(
     State(app): State<App>,
     Extension(way): Extension<Way>,
     Extension(sessions): Extension<Sessions>,
-    LoginForm(Credentials { token, next }, _place): LoginForm,
+    LoginForm(Credentials { token, next }, _permit): LoginForm,
 ) -> Result<Response, Problem> {
     let token = token.trim();
     let refused = |why| form(way, &next, Some(why)).map(|page| (StatusCode::UNAUTHORIZED, page).into_response());

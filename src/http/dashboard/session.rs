@@ -84,9 +84,9 @@ impl Sessions {
                         *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
                         (secret, is_used) = (shared, true);
                     }
-                    Err(error) => tracing::warn!(%error, "the key of the dashboard in Redis is not used"),
+                    Err(error) => tracing::warn!(%error, "could not use the key of the dashboard in Redis"),
                 },
-                Err(error) => tracing::debug!(%error, "the key of the dashboard is not known yet"),
+                Err(error) => tracing::debug!(%error, "could not share the key of the dashboard by Redis; retrying"),
             }
             sleep(if is_used { SHARE_INTERVAL } else { Duration::from_secs(1) }).await;
         }
@@ -195,13 +195,13 @@ pub(super) enum Way {
 /// Returns the path for the redirect after a form. A path outside the dashboard becomes `/`.
 pub(super) fn local(path: &str) -> &str {
     let ours = path == "/" || path.starts_with("/?") || path.starts_with("/ui/");
-    // Browsers take a backslash for a slash, and leave out tabs and line breaks.
+    // Browsers treat a backslash as a slash, and remove tabs and line breaks.
     if ours && !path.contains(|c: char| c == '\\' || !c.is_ascii() || c.is_ascii_control()) { path } else { "/" }
 }
 
 /// True when a page of this host sent the form.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
-    Sender::of(headers) == Sender::SameOrigin
+    Sender::from_headers(headers) == Sender::SameOrigin
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub(super) struct Backlog {
     collected: u64,
     /// Last version of the backlog. Changes after it are received one by one.
     pub last: u64,
-    chunk: VecDeque<Entry>,
+    chunk: VecDeque<BacklogEntry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +38,12 @@ enum BacklogKind {
 
 /// Entry with its version.
 #[derive(Clone, Debug)]
-pub(super) enum Entry {
+pub(super) enum BacklogEntry {
     Job(ObjectRef<SyncJob>, u64),
     Deleted(Arc<DeletedJob>),
 }
 
-impl Entry {
+impl BacklogEntry {
     pub fn version(&self) -> u64 {
         match self {
             Self::Job(_, version) => *version,
@@ -75,7 +75,7 @@ impl Backlog {
     }
 
     /// Takes the next entry. `None` at the end of the backlog.
-    pub fn next(&mut self, objects: &Objects, filter: &RunFilter) -> Result<Option<Entry>, DeletionsForgotten> {
+    pub fn next(&mut self, objects: &Objects, filter: &RunFilter) -> Result<Option<BacklogEntry>, DeletionsForgotten> {
         if self.chunk.is_empty() && self.collected < self.last {
             self.chunk = self.collect(objects, filter)?;
             // A full chunk may be followed by further entries.
@@ -87,24 +87,25 @@ impl Backlog {
         Ok(self.chunk.pop_front())
     }
 
-    fn collect(&self, objects: &Objects, filter: &RunFilter) -> Result<VecDeque<Entry>, DeletionsForgotten> {
+    fn collect(&self, objects: &Objects, filter: &RunFilter) -> Result<VecDeque<BacklogEntry>, DeletionsForgotten> {
         let range = self.collected + 1..=self.last;
         let is_wanted = |job: &SyncJob| self.kind == BacklogKind::Changes || !is_finished(job);
         let jobs = objects.jobs.state();
         let jobs = jobs.iter().map(|job| (version_of(job), job)).filter(|(version, _)| range.contains(version));
         let jobs = jobs.filter(|(_, job)| is_wanted(job) && filter.matches_job(job));
-        let mut entries: Vec<_> = jobs.map(|(version, job)| Entry::Job(ObjectRef::from_obj(&**job), version)).collect();
+        let mut entries: Vec<_> =
+            jobs.map(|(version, job)| BacklogEntry::Job(ObjectRef::from_obj(&**job), version)).collect();
         if self.kind == BacklogKind::Changes {
             let deletions = objects.deletions_since(self.collected).ok_or(DeletionsForgotten)?;
             let deletions = deletions.into_iter().filter(|gone| range.contains(&gone.version));
             let deletions = deletions.filter(|gone| filter.matches(Some(&gone.namespace), gone.schedule.as_ref()));
-            entries.extend(deletions.map(Entry::Deleted));
+            entries.extend(deletions.map(BacklogEntry::Deleted));
         }
         if entries.len() > CHUNK {
-            entries.select_nth_unstable_by_key(CHUNK, Entry::version);
+            entries.select_nth_unstable_by_key(CHUNK, BacklogEntry::version);
             entries.truncate(CHUNK);
         }
-        entries.sort_unstable_by_key(Entry::version);
+        entries.sort_unstable_by_key(BacklogEntry::version);
         Ok(entries.into())
     }
 }
