@@ -19,7 +19,7 @@ pub async fn recover_expired(queue: &Queue) {
                 tracing::warn!(count, "runs of lost workers returned to the queue");
             }
             Err(error) => {
-                tracing::debug!(%error, "leases not checked");
+                tracing::debug!(%error, "could not check the leases of runs");
                 return;
             }
         }

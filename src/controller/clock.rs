@@ -26,8 +26,8 @@ use crate::{
 const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of these comparisons after which all clocks are compared, whatever the local clock did.
 const COMPARISONS_PER_SYNC: u32 = 30;
-/// Seconds in one look by which the local clock is off when it was set, or the machine was asleep, as opposed to led slowly to the
-/// right time.
+/// Seconds between two comparisons from which on the local clock was set, or the machine was asleep. A clock that is
+/// slewed to the right time differs by less.
 const STEP: f64 = 0.5;
 /// Longest wait for one answer.
 const LIMIT: Duration = Duration::from_secs(2);

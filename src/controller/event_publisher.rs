@@ -43,7 +43,7 @@ impl EventPublisher {
     pub fn publish_about(&self, object: ObjectReference, event: ObjectEvent) {
         let item = Item { object, event, at: Timestamp::now() };
         if let Err(lost) = self.0.try_send(item) {
-            tracing::debug!(%lost, "event not sent: too many wait, or the process ends");
+            tracing::debug!(%lost, "event dropped: too many events wait, or the process stops");
         }
     }
 }

@@ -169,7 +169,7 @@ impl Elector {
                     // hold the Lease until it expires.
                     if !is_conflict(&error) && !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(
-                            lease = self.settings.name, %error, "the Lease cannot be read or written; retrying"
+                            lease = self.settings.name, %error, "could not read or write the Lease; retrying"
                         );
                     }
                     if let kube::Error::Api(status) = &error {
@@ -261,7 +261,7 @@ impl Elector {
             loop {
                 match self.try_release().await {
                     // A renewal in flight may have changed the Lease in between, or the answer to the release was lost.
-                    Err(error) => tracing::debug!(%error, "the Lease is not released yet; retrying"),
+                    Err(error) => tracing::debug!(%error, "could not release the Lease; retrying"),
                     Ok(()) => return,
                 }
                 sleep(RETRY_INTERVAL).await;

@@ -78,7 +78,7 @@ async fn assert(queue: &Queue, me: &Owner) -> Ownership {
         Ok::<_, queue::Error>(if is_mine { Ownership::Mine } else { Ownership::Unknown })
     };
     asserted.await.unwrap_or_else(|error| {
-        tracing::debug!(%error, "ownership of the queue not asserted");
+        tracing::debug!(%error, "could not assert the ownership of the queue");
         Ownership::Unknown
     })
 }

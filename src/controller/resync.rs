@@ -41,7 +41,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
             continue;
         }
         if let Err(error) = assert_runs(context).await {
-            tracing::debug!(%error, "runs in Redis not asserted");
+            tracing::debug!(%error, "could not assert the runs in Redis");
         }
         context.quotas.forget_gone(|uid| cluster.has_job(uid) && !cluster.has_ended(uid));
         if !is_tick {
@@ -49,7 +49,7 @@ pub(super) async fn sweep(context: &Context, every: Duration) {
         }
         if sweeps.next() == Some(0) {
             if let Err(error) = forget_finished(context).await {
-                tracing::debug!(%error, "ended runs not removed");
+                tracing::debug!(%error, "could not remove ended runs from Redis");
             }
             let known = cluster.jobs.state().iter().filter_map(|job| job.uid()).collect();
             repair(queue, known).await;
@@ -90,7 +90,7 @@ async fn forget_alerts(context: &Context) {
     let has = |uid: &str| alerts.iter().any(|alert| alert.metadata.uid.as_deref() == Some(uid));
     for uid in context.deliveries.sweep(has) {
         if let Err(error) = context.queue.forget_alert(&uid).await {
-            tracing::debug!(uid, %error, "the stored status of a deleted SyncAlert is not removed yet");
+            tracing::debug!(uid, %error, "could not remove the stored status of a deleted SyncAlert");
         }
     }
 }
@@ -105,7 +105,7 @@ async fn repair(queue: &Queue, known: Vec<String>) {
                 tracing::warn!(foreign, "runs in Redis were written by another release and are not changed");
             }
         }
-        Err(error) => tracing::debug!(%error, "queue not repaired"),
+        Err(error) => tracing::debug!(%error, "could not repair the queue"),
     }
 }
 
@@ -122,7 +122,7 @@ pub(super) async fn forget(mut over: mpsc::UnboundedReceiver<JobGone>, queue: &Q
         };
         match removed {
             Ok(()) => tracing::debug!(uid, "removed a run whose SyncJob has ended or was deleted"),
-            Err(error) => tracing::debug!(uid, %error, "a run whose SyncJob ended or was deleted is not removed"),
+            Err(error) => tracing::debug!(uid, %error, "could not remove a run whose SyncJob has ended or was deleted"),
         }
     }
 }

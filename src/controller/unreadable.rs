@@ -78,7 +78,7 @@ async fn report_object(object: &UnreadableObject, reported: &mut HashMap<String,
             if is_new {
                 let namespace = &reference.namespace;
                 tracing::warn!(
-                    kind, namespace, name, %error, "the conditions of an unreadable object are not written; retrying"
+                    kind, namespace, name, %error, "could not write the conditions of an unreadable object; retrying"
                 );
             }
             false

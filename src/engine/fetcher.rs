@@ -294,7 +294,7 @@ impl SourceFetcher {
                 Ok(Reservation::RetryAfter(wait)) if wait > every + LONGEST_WAIT => return Err(Error::Paused(wait)),
                 Ok(Reservation::RetryAfter(wait)) => sleep(wait.min(RESERVATION_RETRY)).await,
                 Err(error) => {
-                    tracing::debug!(%error, "no request to the source reserved");
+                    tracing::debug!(%error, "could not reserve a request to the source");
                     sleep(PAUSE).await;
                 }
             }
@@ -312,7 +312,7 @@ impl SourceFetcher {
     async fn pause(&self, rest: Duration) {
         *self.last_pause() = Some(Instant::now());
         if let Err(error) = self.coordinator.pause_requests(&self.limit, rest).await {
-            tracing::debug!(%error, "requests to the source not paused");
+            tracing::debug!(%error, "could not pause the requests to the source");
             sleep(rest.min(PAUSE)).await;
         }
     }

@@ -186,7 +186,7 @@ impl From<cluster::Error> for Problem {
                 Self::new(ProblemKind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
             }
             Some((403, _)) => {
-                tracing::error!(%error, "the operator lacks a right");
+                tracing::error!(%error, "the service account of the operator lacks a permission");
                 Self::new(ProblemKind::Unavailable, "the operator lacks a right in Kubernetes; its log has the details")
             }
             _ => {

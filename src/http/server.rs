@@ -140,7 +140,9 @@ async fn reload(config: RustlsConfig, files: Certificate, mut last: (Vec<u8>, Ve
         };
         match changed {
             Ok(()) => tracing::info!("the certificate was renewed"),
-            Err(error) => tracing::warn!(%error, "the certificate is not changed"),
+            Err(error) => {
+                tracing::warn!(%error, "could not load the changed certificate; the previous one stays in use");
+            }
         }
     }
 }

@@ -251,7 +251,7 @@ impl Progress {
         if result == AttemptResult::Completed
             && let Err(error) = target.drop_journal().await
         {
-            tracing::warn!(%error, "the journal {}{} is not dropped", crate::domain::run::JOURNALS, self.uid);
+            tracing::warn!(%error, "could not drop the journal {}{}", crate::domain::run::JOURNALS, self.uid);
         }
         result
     }

@@ -44,8 +44,8 @@ impl Events {
         let object = self.build(object, namespace, event, at);
         match timeout(LIMIT, events.create(&PostParams::default(), &object)).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "event not written"),
-            Err(_) => tracing::debug!(reason = event.reason, "event not written in time"),
+            Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "could not write an event"),
+            Err(_) => tracing::debug!(reason = event.reason, "could not write an event in time"),
         }
     }
 

@@ -73,7 +73,7 @@ impl LogFilter {
     pub async fn follow(mut self) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
-            Err(error) => return tracing::warn!(%error, "the log filter is not changed"),
+            Err(error) => return tracing::warn!(%error, "could not listen for SIGHUP; the log filter stays as it is"),
         };
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,7 +113,7 @@ impl LogFilter {
             log_change();
         }
         if let Err(error) = self.handle.reload(filter) {
-            tracing::warn!(%error, "log filter not changed");
+            tracing::warn!(%error, "could not change the log filter");
         } else if !is_logged {
             log_change();
         }

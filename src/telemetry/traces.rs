@@ -87,7 +87,7 @@ pub fn init(instance: &str) -> Result<(), Error> {
 pub fn shutdown() {
     let Some(traces) = TRACES.get() else { return };
     if let Err(error) = traces.processor.shutdown_with_timeout(FLUSH) {
-        tracing::debug!(%error, "the last spans were not sent");
+        tracing::debug!(%error, "could not send the last spans");
     }
 }
 

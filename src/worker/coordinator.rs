@@ -48,7 +48,7 @@ impl Coordinator for QueueCoordinator {
         async {
             let saved = self.queue.checkpoint(&self.uid, self.epoch, &super::json(checkpoint)).await;
             saved.unwrap_or_else(|error| {
-                tracing::debug!(uid = self.uid, epoch = self.epoch, %error, "checkpoint not saved");
+                tracing::debug!(uid = self.uid, epoch = self.epoch, %error, "could not save the checkpoint");
                 LeaseState::Held
             })
         }

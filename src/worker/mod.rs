@@ -107,7 +107,7 @@ pub async fn run(
     background_stop.cancel();
     background.await.ok();
     if let Err(error) = worker.queue.retire(&worker.id).await {
-        tracing::debug!(%error, "worker not retired");
+        tracing::debug!(%error, "could not retire the worker");
     }
     tracing::info!(worker = worker.id, "worker stopped");
     Ok(())
@@ -286,7 +286,7 @@ impl Worker {
     async fn drop_journal(&self, completed: Option<TargetCollection>) {
         let Some(target) = completed else { return };
         if let Err(error) = target.drop_journal().await {
-            tracing::debug!(%error, "journal not dropped yet");
+            tracing::debug!(%error, "could not drop the journal yet");
         }
     }
 

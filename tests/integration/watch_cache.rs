@@ -120,7 +120,7 @@ async fn the_namespace_and_the_kinds_can_be_deleted() {
     // The test is about the duration: a slot each second, and a retry of errors after 5 s.
     sleep(Duration::from_secs(11)).await;
     let log = operator.log();
-    for what in ["could not create a SyncJob", "event not written"] {
+    for what in ["could not create a SyncJob", "could not write an event"] {
         let tries = log.lines().filter(|line| line.contains(what) && line.contains("is being terminated")).count();
         assert!(tries <= 2, "{tries} times {what} in a namespace that is being deleted");
     }
