@@ -58,7 +58,7 @@ fn range(values: &BTreeMap<u32, f64>, decimals: usize) -> String {
     format!("{middle:.decimals$} ({least:.decimals$}-{most:.decimals$})")
 }
 
-/// What a case's name means to a reader.
+/// Description of a case, for the table.
 fn describe(case: &str) -> String {
     let of = |rest: &str| rest.replace(" x ", ", parallelism ");
     if let Some(rest) = case.strip_prefix("runs ") {

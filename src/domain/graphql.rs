@@ -10,11 +10,11 @@ const MAX_DEPTH: usize = 64;
 /// Kind of operation of a GraphQL document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
-    /// It reads data.
+    /// Operation that reads data.
     Query,
-    /// It changes data.
+    /// Operation that changes data.
     Mutation,
-    /// It receives data for some time.
+    /// Operation that receives data until it is ended.
     Subscription,
 }
 

@@ -646,7 +646,7 @@ impl RunSpec {
     }
 }
 
-/// Per cent done. Stays below 100 until the run is complete.
+/// Progress in percent. Stays below 100 until the run is complete.
 #[must_use]
 pub fn progress(counts: &Counts, complete: bool) -> i32 {
     if complete {

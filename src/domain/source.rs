@@ -70,7 +70,7 @@ impl SourceName {
 pub struct SourceSpec {
     /// Name of the source.
     pub name: SourceName,
-    /// Address of the API. For REST, with places to be filled in.
+    /// Address of the API. For REST, with placeholders.
     pub endpoint: String,
     /// Request that is sent to the source.
     pub request: Request,

@@ -146,7 +146,7 @@ impl FromRequestParts<App> for Reader {
     }
 }
 
-/// An object's place in the path.
+/// Namespace and name of an object, from the path of a request.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct ObjectPath {

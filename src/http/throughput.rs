@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(counts(&throughput, 60).0, 610);
         assert_eq!((counts(&throughput, 61).0, throughput.last_hour(None, at(61)).since), (600, None));
         assert_eq!(counts(&throughput, 90).0, 0);
-        // A place is used again after an hour.
+        // The entry of a minute is reused after an hour.
         throughput.record(&Event::Apply(job("a", "run", 615, None)), at(90));
         assert_eq!(counts(&throughput, 90).0, 5);
     }

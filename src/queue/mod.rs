@@ -230,7 +230,7 @@ impl Queue {
         found.ok().and_then(|found| found.clone()).unwrap_or_default()
     }
 
-    /// The fingerprint of this installation. Without any part while it is not determined.
+    /// The fingerprint of this installation. Empty until it is determined.
     #[must_use]
     pub fn installation(&self) -> Fingerprint {
         self.installation.borrow().clone().unwrap_or_default()
@@ -305,8 +305,8 @@ impl Queue {
         Ok(from_millis(time.0.saturating_mul(1000).saturating_add(time.1 / 1000)))
     }
 
-    /// Reads a setting that decides whether runs can get lost: `maxmemory-policy`. `None` where the server
-    /// does not let us look.
+    /// Reads a setting that decides whether runs can get lost: `maxmemory-policy`. `None` when the
+    /// user may not read the setting.
     pub async fn eviction_policy(&self) -> Option<String> {
         let mut connection = self.connection.clone();
         let mut command = redis::cmd("CONFIG");
@@ -565,7 +565,7 @@ impl Queue {
         self.call(call.arg(replication_id), "allow workers to claim runs").await
     }
 
-    /// Returns runs whose lease has ended to their place in the queue. A run that keeps losing its worker
+    /// Returns runs whose lease has ended to the queue. A run that keeps losing its worker
     /// without getting any further ends as failed, with `stalled` as its outcome; while it is rolled back, it waits for
     /// a minute instead. Returns how many were found.
     ///

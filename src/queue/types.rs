@@ -154,7 +154,7 @@ pub struct Renewed {
 /// Result of a repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
-    /// Runs whose hash and place did not agree.
+    /// Runs that were in another set than their hash says.
     pub mended: u64,
     /// Runs of another format, left alone.
     pub foreign: u64,

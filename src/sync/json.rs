@@ -110,7 +110,7 @@ enum Surrogate {
     Low,
 }
 
-/// The half of a surrogate pair that is escaped at this place.
+/// The half of a surrogate pair that is escaped at this position.
 fn surrogate(body: &[u8], at: usize) -> Option<Surrogate> {
     let digits = body.get(at..at + 6)?.strip_prefix(b"\\u")?;
     let digits =

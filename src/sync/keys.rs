@@ -98,7 +98,7 @@ pub(super) fn after(field: &str, key: &Bson) -> Document {
     }
 }
 
-/// Reads a dotted path, in which a number is the place in an array. `None` when the document has no such field.
+/// Reads a dotted path, in which a number is the index in an array. `None` when the document has no such field.
 pub(super) fn at_path<'a>(document: &'a RawDocument, path: &str) -> Option<RawBsonRef<'a>> {
     let mut steps = path.split('.');
     let first = document.get(steps.next()?).ok()??;

@@ -1,6 +1,6 @@
 //! Fills a collection with users to synchronise: `seed [COUNT [REJECTED]]`, into `MONGODB_URI`/`MONGODB_DATABASE`.
 //!
-//! The same bytes every time. A validator refuses to update REJECTED of them, as happens to documents that are
+//! Each call writes the same bytes. A validator refuses to update REJECTED of them, as happens to documents that are
 //! older than the rules of their collection.
 
 use std::{env, error::Error, time::Instant};

@@ -1,4 +1,4 @@
-//! What a user does with the chart, on a real cluster with pods: `make test-e2e`. Tests share the cluster and its
+//! Tests of the chart as a user installs it, on a real cluster with pods: `make test-e2e`. Tests share the cluster and its
 //! custom resource definitions, so they run one after the other.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::unwrap_in_result, clippy::too_many_lines, reason = "tests")]

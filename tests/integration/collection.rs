@@ -720,7 +720,7 @@ fn fetching() -> Value {
     })
 }
 
-/// What the source of [`fetching`] keeps in a document that it listed then.
+/// Value of `_sync` of a document that the source of [`fetching`] listed at this time.
 fn listed(millis: i64) -> Document {
     doc! {"test/s": {"at": DateTime::from_millis(millis)}}
 }

@@ -269,7 +269,7 @@ fn field_of(name: &str) -> String {
 struct EndedRun {
     ended: SyncJobStatus,
     at: Instant,
-    /// Its stamps were checked and removed.
+    /// True when the stamps were checked and removed.
     is_cleared: bool,
 }
 

@@ -217,7 +217,7 @@ pub enum RequestFault {
     Slow(u64),
 }
 
-/// How a source behaves during one run.
+/// Behaviour of a source during one run.
 #[derive(Clone, Debug, Default)]
 pub struct Quirks {
     /// Most results of a page.
@@ -293,7 +293,7 @@ pub struct Case {
     pub keys: Keys,
     pub key_field: &'static str,
     pub collation: bool,
-    /// Whether the index on the key is unique. `None`: the key has no index.
+    /// True when the index on the key is unique. `None`: the key has no index.
     pub index: Option<bool>,
     pub documents: Vec<Start>,
     pub sources: Vec<SourceCase>,
@@ -492,7 +492,7 @@ impl SourceCase {
         pagination
     }
 
-    /// Whether a proved walk of this run has listed every document that the source had during the whole walk.
+    /// True when a proved walk of this run has listed every document that the source had during the whole walk.
     pub fn is_honest(&self, quirks: &Quirks) -> bool {
         let is_shortened = quirks.cap.is_some() || !quirks.hidden.is_empty();
         let ends_early = self.ends_short || self.typo || self.way == Way::Number;

@@ -378,7 +378,7 @@ impl<'a> Oracle<'a> {
         violations.0
     }
 
-    /// Whether a source with a request for each document later reported this document as missing, to any run.
+    /// True when a source with a request for each document later reported this document as missing, to any run.
     fn is_gone_after(&self, seen: &ObservedRun<'_>, number: u32, at: i64) -> bool {
         let is_later = |answer: &Answer| answer.at > at && self.is_of(answer, seen.at) && reports_gone(answer, number);
         seen.source.way == Way::PerUser && self.answers.iter().any(is_later)
@@ -896,7 +896,7 @@ fn reports_item(answer: &Answer, number: u32) -> bool {
     answer.reported.iter().any(|(other, reported)| *other == number && matches!(reported, Reported::Item(_)))
 }
 
-/// Whether an answer lists a person, even with a result that cannot be used.
+/// True when an answer lists a person, even with a result that cannot be used.
 fn reports_listed(answer: &Answer, number: u32) -> bool {
     answer.reported.iter().any(|(other, reported)| *other == number && *reported != Reported::Gone)
 }
@@ -918,7 +918,7 @@ fn seen_versions(answers: &[Answer], runs: &[RunResult], source: usize) -> BTree
     versions
 }
 
-/// Whether two documents are equal except for these fields.
+/// True when two documents are equal except for these fields.
 fn same(one: &Document, other: &Document, apart: &[&str]) -> bool {
     let rest = |document: &Document| {
         let fields = document.iter().filter(|(name, _)| !apart.contains(&name.as_str()));

@@ -70,7 +70,7 @@ pub struct Environment {
 pub enum End {
     Completed,
     Failed(String),
-    /// It waits for an approval that never comes.
+    /// The run waits for an approval that never comes.
     Held,
 }
 
@@ -84,7 +84,7 @@ pub struct RunResult {
     pub attempts: u32,
     /// Attempts that used all their answers.
     pub whole: Vec<u32>,
-    /// Whether an attempt was killed.
+    /// True when an attempt was killed.
     pub was_killed: bool,
     pub end: End,
     pub checkpoint: Checkpoint,

@@ -131,7 +131,7 @@ impl SourceContent {
         }
     }
 
-    /// Whether the source had data about a person during the whole time.
+    /// True when the source had data about a person during the whole time.
     pub fn had_throughout(&self, number: u32, from: i64, to: i64) -> bool {
         let Some(history) = self.history.get(&number) else { return false };
         let before = history.iter().rev().find(|(at, _)| *at <= from);
@@ -139,7 +139,7 @@ impl SourceContent {
         before.is_some_and(|(_, item)| item.is_some()) && between.into_iter().all(|(_, item)| item.is_some())
     }
 
-    /// Whether a version was not replaced before this time.
+    /// True when the version was not replaced before this time.
     pub fn is_from(&self, number: u32, version: u32, at: i64) -> bool {
         let history = self.history.get(&number).map(Vec::as_slice).unwrap_or_default();
         let place = history.iter().position(|(_, item)| item.is_some_and(|item| item.version == version));

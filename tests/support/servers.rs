@@ -238,7 +238,7 @@ impl MongoDb {
         Self { process, port, folder }
     }
 
-    /// Its address. `user` is `name:password@`, or nothing.
+    /// Address of the server. `user` is `name:password@`, or nothing.
     pub fn url(&self, user: &str) -> String {
         format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", self.port)
     }

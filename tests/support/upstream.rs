@@ -88,7 +88,7 @@ pub enum Instead {
 pub enum Peculiar {
     Named(String),
     Gone,
-    /// Its name causes an error.
+    /// A user whose name causes an error.
     Broken,
 }
 

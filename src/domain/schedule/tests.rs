@@ -485,7 +485,7 @@ fn a_token_may_ask_for_the_kind_of_run() {
 enum Step {
     /// Time passes, and then the controller reconciles.
     Wait(i64),
-    /// The clock is set, and then the controller looks.
+    /// The clock is set, and then the controller reconciles.
     Set(i64),
     /// The controller writes the status and dies before it does anything else.
     Crash(i64),

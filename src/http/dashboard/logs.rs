@@ -79,7 +79,7 @@ impl FromStr for LogsUrl {
 }
 
 impl LogsUrl {
-    /// The address of a run's logs. What is put into it is encoded, so that it stays in its place.
+    /// The address of a run's logs. Values are percent-encoded, so a value cannot change another part of the address.
     pub(super) fn url_for(&self, run: &JobDetails, now: Timestamp) -> String {
         let text = |part: &Part| match part {
             Part::Text(text) => text.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Bits, Candidates, Id, add};
 
-/// Three bytes that follow each other. At the end of a name zeros follow, so each place of a name begins one.
+/// Three bytes that follow each other. At the end of a name zeros follow, so each position in a name begins one.
 type Gram = [u8; 3];
 
 #[derive(Debug, Default)]

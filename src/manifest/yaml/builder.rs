@@ -77,7 +77,7 @@ impl Builder {
         SyntaxError { at, message: format!("not valid YAML: {}{advice}", error.info()) }
     }
 
-    /// Finds the first tab that indents a line. YAML 1.2 takes some of them for spaces between words.
+    /// Finds the first tab that indents a line. YAML 1.2 treats some of them as spaces between words.
     pub fn check_tabs(&self, text: &str) -> Result<(), SyntaxError> {
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
@@ -177,7 +177,7 @@ impl Builder {
         let is_plain = style == ScalarStyle::Plain;
         let is_block = matches!(style, ScalarStyle::Literal | ScalarStyle::Folded);
         if is_block && text.trim_start_matches([' ', '\n']).starts_with('\t') {
-            // YAML 1.1 takes the tab for a part of the indentation, YAML 1.2 for a part of the text.
+            // YAML 1.1 treats the tab as a part of the indentation, YAML 1.2 as a part of the text.
             let message = format!("a block of text must not begin with a tab{NO_TABS}");
             return Err(SyntaxError { at, message });
         }

@@ -230,7 +230,7 @@ fn errors_of<'a>(spec: &SourceSpec, answer: &'a Value) -> Result<&'a [Value], Re
         };
     };
     let is_invalid = has_code(error, &PERMANENT) || (!has_code(error, &TRANSIENT) && error.get("locations").is_some());
-    // One error without a place may concern any document.
+    // One error without a path may concern any document.
     Err(if limits::is_rate_limit(answer) {
         RequestFailure::Limited(None)
     } else if has_no_data && is_invalid {
@@ -276,7 +276,7 @@ fn concerns(spec: &SourceSpec, error: &Value) -> bool {
     path_in_results(spec, error).is_some()
 }
 
-/// The list of results, and errors by their places in it.
+/// The list of results, and errors by their positions in it.
 fn items<'a>(
     spec: &SourceSpec,
     result: Option<Value>,

@@ -175,7 +175,7 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.click("[value=cron]").await;
     browser.type_into("#cron", "0 3 * * *").await;
     browser.shows("#preview", "At 03:00, UTC").await;
-    // In the time zone of the browser, also after a part of the page was fetched again.
+    // The preview is in the time zone of the browser, also after the browser fetched a part of the page again.
     browser.shows("#preview .yours", "12:00 GMT+9").await;
     browser.type_into("#zone", "Mars/Olympus").await;
     browser.shows("#preview", "is not known").await;

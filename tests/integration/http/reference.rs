@@ -30,7 +30,7 @@ fn examples(page: &str) -> Vec<Example> {
         .collect()
 }
 
-/// Whether two values have the same keys with values of the same type. `null` matches every type.
+/// True when two values have the same keys with values of the same type. `null` matches every type.
 fn same_shape(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {

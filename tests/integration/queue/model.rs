@@ -132,18 +132,18 @@ pub struct ModelRun {
     pub checkpoint: Option<usize>,
     pub suspended: bool,
     pub cancelled: bool,
-    /// Number of documents of its last hold.
+    /// Number of documents of the last hold.
     pub held: Option<u64>,
     pub approved: Option<u64>,
-    /// Its backoff is not over.
+    /// True until the backoff is over.
     pub backing_off: bool,
-    /// Before it ends as failed, it is claimed once more to be rolled back.
+    /// True when the run is claimed once more before it fails, to be rolled back.
     pub rollback: bool,
-    /// It has failed, and only its rollback is left.
+    /// True when the run has failed, and only its rollback is left.
     pub rolled_back: bool,
-    /// It was claimed.
+    /// True from the first claim on.
     pub started: bool,
-    /// It is in the set of its state.
+    /// True when the run is in the set of its state.
     pub placed: bool,
 }
 
@@ -170,7 +170,7 @@ impl ModelRun {
         }
     }
 
-    /// Its worker must release it.
+    /// True when the worker must release the run.
     pub fn is_recalled(&self) -> bool {
         (self.suspended || self.cancelled) && !self.rolled_back
     }

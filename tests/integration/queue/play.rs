@@ -92,7 +92,7 @@ impl Game {
             return;
         };
         assert_eq!(answer, if run.is_recalled() { LeaseState::Recalled } else { LeaseState::Held });
-        // Too early after the claim to be progress.
+        // A checkpoint this soon after the claim does not count as progress.
         run.checkpoint = Some(self.step);
     }
 

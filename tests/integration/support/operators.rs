@@ -20,7 +20,7 @@ pub async fn probe_port(operator: &Operator) -> u16 {
     .await
 }
 
-/// Whether the operator with this port of its probes leads.
+/// True when the operator with this port of its probes leads.
 pub async fn leads(port: u16) -> bool {
     let Some((_, body)) = get(port, "/readyz").await else { return false };
     serde_json::from_str::<Value>(&body).is_ok_and(|body| body["leading"] == true)

@@ -28,7 +28,7 @@ fn consecutive_failures_stall_a_schedule() {
             json!({"events": ["ScheduleStalled"], "failures": 3}),
         ),
         (
-            "failures: two runs that ended since the last look",
+            "failures: two runs that ended since the last reconciliation",
             json!({"spec": {"failureThreshold": 2}, "active": ["@09:40", "@09:50"], "jobs": ["@09:40 failed 09:59", "@09:50 failed 09:58"], "now": "10:00"}),
             json!({"events": ["ScheduleStalled"], "failures": 2}),
         ),
