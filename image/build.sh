@@ -49,10 +49,23 @@ with_buildah() {
   "${buildah[@]}" rmi --all --force >/dev/null
 }
 
+# Prints the paths of the files in all layers of the image.
+files_of_image() {
+  local layer
+  tar -tf "$archive" | grep -E '^(blobs/sha256/)?[0-9a-f]{64}(\.tar|/layer\.tar)?$' | while read -r layer; do
+    # Other blobs are JSON.
+    tar -xOf "$archive" "$layer" | tar -t 2>/dev/null || true
+  done
+}
+
 mkdir -p "$folder"
 exec 9<"$folder"
 flock 9
 if docker info >/dev/null 2>&1; then with_docker; else with_buildah; fi
+files=$(files_of_image)
+for file in sync-operator etc/ssl/certs/ca-certificates.crt licenses/LICENSE licenses/THIRD-PARTY-NOTICES; do
+  grep -qxF -- "$file" <<<"$files" || fail "the image has no $file"
+done
 size=$(stat -c %s "$archive")
 [[ $kind != release ]] || ((size < limit)) || fail "the image has $size bytes, more than $limit"
 say "$name ($kind): $((size * 10 / 1048576 / 10)).$((size * 10 / 1048576 % 10)) MiB"

@@ -14,4 +14,11 @@ need_cargo_tool() { # NAME VERSION
   [[ -x $folder/bin/$1 ]] || slowly "build $1 $2" 0 cargo install --locked --root "$folder" "$1@$2"
 }
 
+# Writes the licences of the program and of all other software in the image.
+write_licences() { # FOLDER
+  install -D -m 0644 LICENSE "$1/licenses/LICENSE"
+  image/notices.sh "$1/licenses/THIRD-PARTY-NOTICES"
+  chmod 0644 "$1/licenses/THIRD-PARTY-NOTICES"
+}
+
 need_certificates() { [[ -e /etc/ssl/certs/ca-certificates.crt ]] || install_packages ca-certificates; }
