@@ -185,6 +185,9 @@ impl From<cluster::Error> for Problem {
             Some((400 | 422, message)) => {
                 Self::new(ProblemKind::InvalidBody, format!("Kubernetes refuses the object: {}", truncate(&message)))
             }
+            Some((403, message)) if is_over_quota(&message) => {
+                Self::new(ProblemKind::Conflict, format!("Kubernetes refuses the object: {}", truncate(&message)))
+            }
             Some((403, _)) => {
                 tracing::error!(%error, "the service account of the operator lacks a permission");
                 Self::new(ProblemKind::Unavailable, "the operator lacks a right in Kubernetes; its log has the details")
@@ -195,6 +198,11 @@ impl From<cluster::Error> for Problem {
             }
         }
     }
+}
+
+/// True for the refusal of an object by a ResourceQuota. It has the code of a missing right, without a cause.
+fn is_over_quota(message: &str) -> bool {
+    message.contains(" is forbidden: exceeded quota: ")
 }
 
 impl IntoResponse for Problem {
@@ -226,6 +234,26 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_of_kubernetes_are_shown_except_missing_rights() {
+        let quota = r#"syncjobs.sync.codex.dev "a" is forbidden: exceeded quota: teams, used: 3, limited: 3"#;
+        let right = r#"syncjobs.sync.codex.dev is forbidden: User "b" cannot create resource "syncjobs""#;
+        let ceiling = "spec.priority must be at most 0 in this namespace (ceiling teams): lower it";
+        for (code, message, kind, is_shown) in [
+            (403, quota, ProblemKind::Conflict, true),
+            (403, right, ProblemKind::Unavailable, false),
+            (422, ceiling, ProblemKind::InvalidBody, true),
+            (409, "the object has been modified", ProblemKind::Conflict, false),
+            (404, "not found", ProblemKind::NotFound, false),
+            (500, "etcd", ProblemKind::Unavailable, false),
+        ] {
+            let status = serde_json::json!({"status": "Failure", "code": code, "message": message});
+            let source = kube::Error::Api(serde_json::from_value(status).unwrap());
+            let problem = Problem::from(cluster::Error::Refused { action: "create a SyncJob", source });
+            assert_eq!((problem.kind, problem.detail.contains(message)), (kind, is_shown), "{message}");
+        }
+    }
 
     #[test]
     fn each_problem_is_in_the_reference_with_its_code() {

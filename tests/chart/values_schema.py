@@ -43,6 +43,39 @@ DEFINITIONS = {
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
     "duration": {"type": "string", "pattern": "^([0-9]+(ms|[smhd]))+$"},
 }
+COUNT = {"type": "integer", "minimum": 0}
+LIMITS = ("priority", "parallelism", "activeDeadline", "interval")
+DEFINITIONS["ceiling"] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "anyOf": [{"required": [limit]} for limit in LIMITS],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"},
+        "namespaceSelector": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"matchLabels": {"$ref": "#/definitions/strings"}, "matchExpressions": {"type": "array"}},
+        },
+        "priority": {"type": "integer", "minimum": -1000, "maximum": 1000},
+        "parallelism": {"type": "integer", "minimum": 1, "maximum": 64},
+        "activeDeadline": {"type": "string", "pattern": "^([0-9]+(s|m|h))+$"},
+        # With more than an hour, cron expressions would need a comparison of their hours.
+        "interval": {"type": "string", "pattern": "^([1-9]|[1-5][0-9]|60)m$"},
+    },
+}
+DEFINITIONS["quota"] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["namespace"],
+    "minProperties": 2,
+    "properties": {
+        "namespace": {"type": "string", "minLength": 1},
+        "syncJobs": COUNT,
+        "syncSchedules": COUNT,
+        "syncAlerts": COUNT,
+    },
+}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 

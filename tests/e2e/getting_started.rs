@@ -77,7 +77,7 @@ async fn a_schedule_runs_and_kubectl_and_the_api_show_it() {
     assert!(status["repeatable"].is_null() && status["counts"]["completed"].as_u64().unwrap() >= 1, "{status}");
     kubectl(&format!("create serviceaccount dev --namespace {namespace}"));
     kubectl(&format!("create serviceaccount nobody --namespace {namespace}"));
-    // The chart adds the rights on both kinds to the ClusterRole edit.
+    // `aggregateRoles` adds the rights on the kinds to the ClusterRole edit.
     kubectl(&format!(
         "create rolebinding dev --clusterrole=edit --serviceaccount={namespace}:dev --namespace {namespace}"
     ));

@@ -7,6 +7,7 @@
     reason = "each test has a runtime of its own, so a lock held across an await stops no other"
 )]
 
+mod ceilings;
 mod getting_started;
 mod lifecycle;
 mod rbac;

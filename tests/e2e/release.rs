@@ -78,10 +78,16 @@ pub fn bundled<'a>(others: &[&'a str]) -> Vec<&'a str> {
 
 /// Installs the operator for the whole cluster, unless it is installed.
 pub fn install_operator() {
+    install_operator_with(&[]);
+}
+
+/// Installs the operator for the whole cluster with more values. [`install_operator`] removes them.
+pub fn install_operator_with(values: &[&str]) {
     if get(&format!("namespace {HOME}")).is_null() {
         make_restricted_namespace(HOME);
     }
-    Helm::V4.install(HOME, HOME, CHART, &bundled(&["flowSchema.enabled=true"])).unwrap();
+    let own = [&["flowSchema.enabled=true", "aggregateRoles.enabled=true"][..], values].concat();
+    Helm::V4.install(HOME, HOME, CHART, &bundled(&own)).unwrap();
 }
 
 /// Installs the kinds, and uninstalls the operator for the whole cluster, which would also process every SyncJob.

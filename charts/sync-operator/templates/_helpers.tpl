@@ -183,6 +183,8 @@ topologySpreadConstraints:
 {{- if and $mongodb.allowedDatabases (hasKey .Values.policy "tenants") -}}
 {{- fail "mongodb.allowedDatabases, policy.tenants: both are set. Move the databases to policy.tenants[].mongodb.databases" -}}
 {{- end -}}
+{{- include "sync-operator.unique" (list "ceilings" "name" .Values.ceilings) -}}
+{{- include "sync-operator.unique" (list "quotas" "namespace" .Values.quotas) -}}
 {{- with $redis.existingSecret -}}
 {{- include "sync-operator.needSecret" (list $ "redis.existingSecret" . (default $redis.passwordKey $redis.urlKey)) -}}
 {{- end -}}
@@ -197,6 +199,20 @@ topologySpreadConstraints:
 {{- end -}}
 {{- with .Values.api.tls.secretName -}}
 {{- include "sync-operator.needSecret" (list $ "api.tls.secretName" . "tls.crt") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Fails if two items have the same key: (list "value" "key" items). Their objects would have the same name. */}}
+{{- define "sync-operator.unique" -}}
+{{- $value := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $found := list -}}
+{{- range index . 2 -}}
+{{- $name := index . $key -}}
+{{- if has $name $found -}}
+{{- fail (printf "%s: two items have the %s %s. Remove one" $value $key $name) -}}
+{{- end -}}
+{{- $found = append $found $name -}}
 {{- end -}}
 {{- end -}}
 
