@@ -288,16 +288,24 @@ impl<'a> Oracle<'a> {
     }
 
     /// Numbers that several documents share, before or after.
-    fn shared(&self, before: &Snapshot, after: &Snapshot) -> BTreeSet<u32> {
-        let mut shared = BTreeSet::new();
-        let mut holders: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+    /// The documents of each number that several documents have.
+    fn shared(&self, before: &Snapshot, after: &Snapshot) -> Shared {
+        let mut holders = Shared::new();
         for (id, document) in before.iter().chain(after) {
             if let Some((number, _)) = self.number(document) {
-                holders.entry(number).or_default().insert(id);
+                holders.entry(number).or_default().insert(id.clone());
             }
         }
-        shared.extend(holders.iter().filter(|(_, ids)| ids.len() > 1).map(|(number, _)| *number));
-        shared
+        holders.retain(|_, ids| ids.len() > 1);
+        holders
+    }
+
+    /// True when a run must know that another document has the number. The run looks for one after its last answer, and
+    /// cannot know a document that was inserted since.
+    fn is_shared(&self, subject: &Subject<'_>, number: u32, run: usize) -> bool {
+        let last = self.answers.iter().filter(|answer| answer.run == run).map(|answer| answer.at).max();
+        let is_known = |id: &str| self.arrived.get(id).is_none_or(|at| last.is_none_or(|last| *at < last));
+        subject.shared.get(&number).is_some_and(|ids| ids.iter().any(|id| id != subject.id && is_known(id)))
     }
 
     fn is_selected(source: &SourceCase, document: &Document) -> bool {
@@ -349,7 +357,7 @@ impl<'a> Oracle<'a> {
             violations.0.push("it has no key".to_owned());
             return violations.0;
         };
-        violations.require(!subject.shared.contains(&number), || "another document has its key".to_owned());
+        violations.require(!self.is_shared(subject, number, run.number), || "another document has its key".to_owned());
         violations.require(!seen.failed.contains(&number), || "its result failed".to_owned());
         if let Some((at, Reported::Item(_) | Reported::Broken)) = seen.used.get(&number)
             && !self.is_gone_after(seen, number, *at)
@@ -694,7 +702,7 @@ impl<'a> Oracle<'a> {
         seen: &ObservedRun<'_>,
         before: &Snapshot,
         after: &Snapshot,
-        shared: &BTreeSet<u32>,
+        shared: &Shared,
         touched: &Touched<'_>,
         happened: &Happened,
         violations: &mut Violations,
@@ -712,7 +720,7 @@ impl<'a> Oracle<'a> {
                 _ => !seen.used.contains_key(&number),
             };
             let may_be = Self::is_selected(seen.source, document) && state.at.is_some_and(|at| at < run.started);
-            if !is_missing || !may_be || shared.contains(&number) || seen.failed.contains(&number) {
+            if !is_missing || !may_be || shared.contains_key(&number) || seen.failed.contains(&number) {
                 continue;
             }
             match state.gone {
@@ -866,10 +874,13 @@ fn check_counts(
     });
 }
 
+/// The documents of each number that several documents have.
+type Shared = BTreeMap<u32, BTreeSet<String>>;
+
 /// A document that is checked.
 struct Subject<'a> {
     id: &'a str,
-    shared: &'a BTreeSet<u32>,
+    shared: &'a Shared,
     touched: &'a Touched<'a>,
 }
 
