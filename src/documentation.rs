@@ -237,11 +237,17 @@ fn the_api_reference_lists_the_fields_of_the_crds() {
     assert!(read(API_REFERENCE) == page, "{API_REFERENCE} is stale: run make generate");
 }
 
-/// The Markdown files below a folder.
-fn pages_below(folder: &Path) -> Vec<PathBuf> {
+/// The files below a folder with one of these extensions.
+fn files_below(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let of = |path: PathBuf| if path.is_dir() { pages_below(&path) } else { vec![path] };
-    entries.flat_map(of).filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+    let of = |path: PathBuf| if path.is_dir() { files_below(&path, extensions) } else { vec![path] };
+    let has_extension =
+        |path: &PathBuf| extensions.iter().any(|known| path.extension().is_some_and(|own| own == *known));
+    entries.flat_map(of).filter(has_extension).collect()
+}
+
+fn pages_below(folder: &Path) -> Vec<PathBuf> {
+    files_below(folder, &["md"])
 }
 
 /// The lines of a page that are not code.
@@ -293,11 +299,18 @@ fn each_link_in_the_docs_has_its_target() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// Checks paths in code spans, such as `src/queue/scripts/prelude.lua`. Capital letters stand for a part that the reader fills in.
+/// Checks paths in code spans, such as `src/queue/scripts/prelude.lua`, and ends of paths, such as `domain/run.rs`. Capital
+/// letters stand for a part that the reader fills in.
 #[test]
 fn each_file_that_the_docs_name_exists() {
+    const SOURCES: [&str; 3] = ["rs", "lua", "sh"];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let top = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|page| root.join(page));
+    let sources: Vec<_> = ["src", "tests", "benches", "image"]
+        .iter()
+        .flat_map(|folder| files_below(&root.join(folder), &SOURCES))
+        .collect();
+    let exists = |path: &str| root.join(path).exists() || sources.iter().any(|source| source.ends_with(path));
     let mut missing = Vec::new();
     for page in pages_below(&root.join("docs")).into_iter().chain(top) {
         let text = prose(&page);
@@ -305,9 +318,10 @@ fn each_file_that_the_docs_name_exists() {
         let is_path = |span: &&str| {
             let folders = ["src/", "tests/", "benches/", "charts/", "image/", "docs/", "manifests/"];
             let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-./".contains(c);
-            folders.iter().any(|folder| span.starts_with(folder)) && span.chars().all(is_plain)
+            let is_source = span.rsplit_once('.').is_some_and(|(_, extension)| SOURCES.contains(&extension));
+            (is_source || folders.iter().any(|folder| span.starts_with(folder))) && span.chars().all(is_plain)
         };
-        let absent = spans.filter(is_path).filter(|path| !root.join(path).exists());
+        let absent = spans.filter(is_path).filter(|path| !exists(path));
         missing.extend(absent.map(|path| format!("{}: {path}", page.display())));
     }
     assert!(missing.is_empty(), "{missing:#?}");
