@@ -492,7 +492,7 @@ fn lease_name(election: &cli::LeaderElection, kubernetes: &cli::Kubernetes) -> h
     http::LeaseName { namespace: election.leader_lease_namespace.clone(), name }
 }
 
-/// Starts the watches of the sidecar. The sidecar shows all SyncJobs, and controllers keep few fields of ended
+/// Starts the watches of the HTTP API, which shows all SyncJobs, and controllers keep few fields of ended
 /// SyncJobs.
 fn watch_objects(parts: &mut Parts, client: Client, options: &cli::Kubernetes) -> http::Objects {
     let (objects, watches) = http::Objects::watch(client, options.watch_namespace.as_deref());

@@ -1,4 +1,4 @@
-//! HTTP sidecar: the calls of the Node service that it replaces, and more. Answers come from Redis and the watch
+//! HTTP API: the calls of the Node service that it replaces, and more. Answers come from Redis and the watch
 //! cache. Changes are changes of Kubernetes objects, and need the caller's right to make them.
 
 mod audit;
@@ -129,7 +129,7 @@ impl HttpState {
     }
 }
 
-/// Settings of the sidecar.
+/// Settings of the HTTP API.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     /// Read access. `None`: no authorization.
@@ -148,7 +148,7 @@ pub struct HttpSettings {
     pub logs: Option<LogsUrl>,
     /// Proxies that may authenticate users of the dashboard.
     pub proxies: Option<Proxies>,
-    /// Path below which a proxy serves the sidecar.
+    /// Path below which a proxy serves the HTTP API.
     pub prefix: Option<Prefix>,
     /// Names that requests without a token may have as their Host, in addition to addresses and localhost.
     pub hosts: Vec<String>,
@@ -156,7 +156,7 @@ pub struct HttpSettings {
     pub lease: LeaseName,
 }
 
-/// State that the handlers of the sidecar share. Cheap to clone.
+/// State that the handlers of HTTP requests share. Cheap to clone.
 #[derive(Clone)]
 struct App(Arc<Parts>);
 
@@ -196,7 +196,7 @@ impl App {
     }
 }
 
-/// Router with every route of the sidecar. Streams of events end at `stop`.
+/// Router with every route of the HTTP API. Streams of events end at `stop`.
 pub fn router(
     state: HttpState,
     objects: Objects,

@@ -1,4 +1,4 @@
-//! Cache of the sidecar with all SyncSchedules and SyncJobs, including ended SyncJobs, and their changes.
+//! Cache of the HTTP API with all SyncSchedules and SyncJobs, including ended SyncJobs, and their changes.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},

@@ -28,7 +28,7 @@ pub(super) fn finish(mut document: OpenApi, prefix: Option<&Prefix>) -> String {
     document.info = InfoBuilder::new()
         .title("sync-operator")
         .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("The calls of the HTTP sidecar. docs/reference/http.md shows each with an answer."))
+        .description(Some("The calls of the HTTP API. docs/reference/http.md shows each with an answer."))
         .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
         .build();
     let components = document.components.get_or_insert_default();

@@ -17,7 +17,7 @@ use axum::{
 
 use super::problem::{Problem, ProblemKind};
 
-/// First segments of the sidecar's own paths. A prefix that begins with one of them would be removed where a proxy
+/// First segments of the program's own paths. A prefix that begins with one of them would be removed where a proxy
 /// has removed it already.
 const OURS: [&str; 8] = ["ui", "jobs", "events", "health", "livez", "readyz", "openapi.json", "metrics"];
 /// Attributes of our templates that hold an address. What users wrote has no quotes of its own in a page, so it is
@@ -36,7 +36,7 @@ pub enum PrefixError {
         "must be a path like /sync: it begins with /, does not end with it, and has letters, digits, -, _, . and ~"
     )]
     Unreadable,
-    /// The prefix is a path of the sidecar.
+    /// The prefix is a path of the program.
     #[error("is a path of the program itself: choose another one, such as /sync")]
     Taken,
 }

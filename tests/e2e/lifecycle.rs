@@ -68,7 +68,9 @@ fn the_plain_manifests_install_the_same_without_helm() {
     let namespace = Namespace::new("servers");
     let values = [&NAMESPACED[..], &["redis.queueName=theirs"]].concat();
     Helm::V4.install(&namespace.0, "there", CHART, &bundled(&values)).unwrap();
-    kubectl(&format!("scale deployment there-sync-operator --replicas=0 --namespace {namespace}"));
+    kubectl(&format!(
+        "scale deployment there-sync-operator there-sync-operator-api --replicas=0 --namespace {namespace}"
+    ));
     for (server, key, port) in [("redis", "url", 6379), ("mongodb", "uri", 27017)] {
         let address = format!("{server}://there-sync-operator-bundled-{server}.{namespace}:{port}");
         kubectl(&format!(
@@ -76,11 +78,12 @@ fn the_plain_manifests_install_the_same_without_helm() {
         ));
     }
     kubectl("apply --server-side --force-conflicts -f manifests/install.yaml");
-    kubectl(&format!("rollout status deployment/sync-operator --namespace {HOME} --timeout=120s"));
+    for deployment in ["sync-operator", "sync-operator-api"] {
+        kubectl(&format!("rollout status deployment/{deployment} --namespace {HOME} --timeout=120s"));
+    }
     apply(&namespace.0, &slow_job("none"));
     wait_until_complete(&namespace.0, "run");
-    // Kubernetes deletes the token with its account, before kubectl deletes it.
-    kubectl("delete -f manifests/install.yaml --wait=false --ignore-not-found");
+    kubectl("delete -f manifests/install.yaml --wait=false");
     kubectl(&format!("delete secret sync-operator-redis sync-operator-mongodb --namespace {HOME}"));
     eventually("no object of the release is left", || get("crd syncjobs.sync.codex.dev").is_null().then_some(()));
 }

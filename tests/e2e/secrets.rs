@@ -17,16 +17,16 @@ fn change(namespace: &Namespace, secret: &str, key: &str, value: &str) {
     run("kubectl", &["patch", "secret", secret, "--namespace", &namespace.0, "--patch", &patch], "");
 }
 
+/// Selects the pods of the release.
+const PODS: &str = "-l app.kubernetes.io/instance=mine";
+
 fn trigger_sync(namespace: &Namespace) {
-    kubectl(&format!(
-        "annotate pods --namespace {namespace} -l app.kubernetes.io/component=controller --overwrite nudged={}",
-        rand::random::<u32>()
-    ));
+    kubectl(&format!("annotate pods --namespace {namespace} {PODS} --overwrite nudged={}", rand::random::<u32>()));
 }
 
-/// Number of restarts of the containers of the controllers.
+/// Number of restarts of the containers of the controllers and the API.
 fn restarts(namespace: &Namespace) -> i64 {
-    let pods = get(&format!("pods --namespace {namespace} -l app.kubernetes.io/component=controller"));
+    let pods = get(&format!("pods --namespace {namespace} {PODS}"));
     let pods = pods["items"].as_array().unwrap().clone();
     let containers = pods.iter().flat_map(|pod| pod["status"]["containerStatuses"].as_array().unwrap().clone());
     containers.map(|container| container["restartCount"].as_i64().unwrap()).sum()
@@ -94,7 +94,7 @@ async fn passwords_can_change_during_a_run_and_own_cas_are_trusted() {
     admin(as_root.clone(), user("new")).await;
     change(&namespace, "redis", "password", "second");
     change(&namespace, "mongodb", "uri", &uri("new:p@", "mongodb:27017", ""));
-    // Two pods: the controllers have both Secrets, and the sidecars the Secret of Redis.
+    // Two pods each: the controllers have both Secrets, and the API the Secret of Redis.
     eventually("the containers have restarted", || {
         trigger_sync(&namespace);
         (restarts(&namespace) >= 4).then_some(())

@@ -76,7 +76,6 @@ fn path(what: &str) -> String {
         "crd" => ("apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
         "namespace" => ("api/v1", "namespaces"),
         "pod" | "pods" => ("api/v1", "pods"),
-        "secret" => ("api/v1", "secrets"),
         "syncjob" | "syncjobs" => ("apis/sync.codex.dev/v1alpha1", "syncjobs"),
         "syncschedule" => ("apis/sync.codex.dev/v1alpha1", "syncschedules"),
         kind => panic!("{kind}: add it here"),
@@ -189,12 +188,12 @@ impl Drop for Forward {
     }
 }
 
-/// Calls the sidecar: the code and the body.
+/// Calls the HTTP API: the code and the body.
 pub fn call(port: u16, method: &str, path: &str, token: Option<&str>) -> (u16, Value) {
     try_call(port, method, path, token).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
-/// Calls the sidecar, which may not answer: the code and the body, or the error.
+/// Calls the HTTP API, which may not answer: the code and the body, or the error.
 pub fn try_call(port: u16, method: &str, path: &str, token: Option<&str>) -> Result<(u16, Value), String> {
     let url = format!("http://127.0.0.1:{port}{path}");
     let header = format!("Authorization: Bearer {}", token.unwrap_or_default());

@@ -311,18 +311,22 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- define "sync-operator.mongodbEnv" -}}
+{{/* Names of databases, which controllers without workers need, too. */}}
+{{- define "sync-operator.databaseEnv" -}}
 {{- $mongodb := .Values.mongodb -}}
 - {name: MONGODB_DATABASE, value: {{ default "sync" $mongodb.database | quote }}}
 {{- with $mongodb.allowedDatabases }}
 - {name: ALLOWED_DATABASES, value: {{ join "," . | quote }}}
 {{- end }}
+{{- end -}}
+
+{{- define "sync-operator.mongodbEnv" -}}
 {{- if include "sync-operator.mongodbSecret" . }}
 - {name: MONGODB_URI_FILE, value: /etc/sync-operator/mongodb/uri}
 {{- else }}
 - {name: MONGODB_URI, value: "mongodb://{{ include "sync-operator.fullname" . }}-bundled-mongodb:27017"}
 {{- end }}
-{{- if $mongodb.tls.caSecret }}
+{{- if .Values.mongodb.tls.caSecret }}
 - {name: MONGODB_CA_FILE, value: /etc/sync-operator/mongodb-ca/ca.crt}
 {{- end }}
 {{- end -}}
@@ -345,7 +349,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- define "sync-operator.secretVolumes" -}}
+{{- define "sync-operator.redisVolumes" -}}
 {{- $secret := include "sync-operator.redisSecret" . | fromYaml -}}
 {{- if $secret.name }}
 - name: redis
@@ -357,7 +361,10 @@ topologySpreadConstraints:
   secret: {secretName: {{ .caSecret }}, defaultMode: 0440, items: [{key: {{ .caKey }}, path: ca.crt}]}
 {{- end }}
 {{- end }}
-{{- $secret = include "sync-operator.mongodbSecret" . | fromYaml }}
+{{- end -}}
+
+{{- define "sync-operator.mongodbVolumes" -}}
+{{- $secret := include "sync-operator.mongodbSecret" . | fromYaml -}}
 {{- if $secret.name }}
 - name: mongodb
   secret: {secretName: {{ $secret.name }}, defaultMode: 0440, items: [{key: {{ $secret.key }}, path: uri}]}

@@ -77,7 +77,7 @@ struct Facts {
     mongodb: MongoDb,
 }
 
-/// State of MongoDB, as the runs report it. The sidecar has no access to MongoDB.
+/// State of MongoDB, as the runs report it. The API process has no access to MongoDB.
 #[derive(Debug, PartialEq)]
 enum MongoDb {
     /// Number of runs that wait since MongoDB did not answer, and the reason of one of them.

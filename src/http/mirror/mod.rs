@@ -1,7 +1,7 @@
 //! Read-only copy of runs and schedules in the keys of BullMQ, for tools that read BullMQ. The mirror is written and
 //! never read, except for the sizes of its sets, which show that keys were lost.
 //!
-//! One sidecar writes at a time, under a lease. The sidecar writes the changes of the watches every [`TICK`], and the
+//! One API process writes at a time, under a lease. It writes the changes of the watches every [`TICK`], and the
 //! whole mirror at its start, when keys are missing, and every [`RENEWAL`]. Keys that are not written again expire.
 
 mod record;
