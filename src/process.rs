@@ -22,7 +22,7 @@ use crate::{
     cluster::{self, Cluster},
     controller::{self, ElectionSettings, Leadership},
     domain::{installation::Owner, needs::Level, policy::Policy},
-    engine::{SecretReader, Sources},
+    engine::{SecretReader, Sources, Targets},
     http, installation, lint,
     local::{self, Ended},
     policy::CurrentPolicy,
@@ -411,6 +411,7 @@ async fn add_workers(
     let settings = worker::WorkerSettings { id: id.to_owned(), slots: usize::from(options.workers) };
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
     let deployment = deployment.governed_by(policy.clone());
+    let targets = Targets::new(deployment.clone(), policy.clone(), secrets.clone());
     let sources = Sources { secrets, policy };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
@@ -423,7 +424,7 @@ async fn add_workers(
         let (reporter, health) = WorkerHealth::new(queue.lease(), settings.slots);
         shown.send_replace(Some(health));
         lacks_mongodb.send_replace(false);
-        worker::run(settings, queue, deployment, sources, reporter, stop)
+        worker::run(settings, queue, targets, sources, reporter, stop)
             .await
             .map_err(|error| Error::Failed(error.to_string()))
     });

@@ -13,7 +13,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use sync_operator::{
     api::SyncJobSpec,
     domain::run::Payload,
-    engine::Sources,
+    engine::{SecretReader, Sources, Targets},
+    policy::CurrentPolicy,
     queue::{NewRun, Queue},
     sync::Deployment,
     worker::{self, WorkerHealth, WorkerSettings},
@@ -129,12 +130,12 @@ impl Working {
 }
 
 async fn work(queue: &Queue, slots: usize) -> Result<Working> {
-    let deployment = Deployment::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
+    let shared = Deployment::new(&variable("MONGODB_URI")?, "bench", &[], None).await?;
     let (reporter, _health) = WorkerHealth::new(LEASE, slots);
     let stop = CancellationToken::new();
     let settings = WorkerSettings { id: worker::new_id(), slots };
-    let task =
-        tokio::spawn(worker::run(settings, queue.clone(), deployment, Sources::default(), reporter, stop.clone()));
+    let targets = Targets::new(shared, CurrentPolicy::default(), SecretReader::None);
+    let task = tokio::spawn(worker::run(settings, queue.clone(), targets, Sources::default(), reporter, stop.clone()));
     Ok(Working { stop, task })
 }
 

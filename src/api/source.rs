@@ -344,7 +344,7 @@ fn scalar(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// An entry of a Secret of the SyncJob's namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub struct SecretKey {
     /// Name of the Secret.

@@ -11,7 +11,7 @@ use super::{
     GoDuration, Unknown,
     guard::Guard,
     rules,
-    source::{MappedField, Source},
+    source::{MappedField, SecretKey, Source},
 };
 
 /// One run of a synchronisation.
@@ -294,10 +294,22 @@ pub struct FailurePolicy {
 /// Documents that a run synchronises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.caSecretRef) || has(self.uriSecretRef)").message("target.caSecretRef needs target.uriSecretRef: set it, or remove caSecretRef").field_path(".caSecretRef"))]
 #[x_kube(validation = Rule::new("self.lastSyncedField != self.keyField && !self.lastSyncedField.startsWith(self.keyField + '.') && !self.keyField.startsWith(self.lastSyncedField + '.')").message("target.lastSyncedField must not be target.keyField, nor a part of it, nor the reverse: name a field of its own").field_path(".lastSyncedField"))]
 pub struct Target {
-    /// Database of the documents. Default: the operator's `MONGODB_DATABASE`. Other databases must be listed in the
-    /// operator's `--allowed-databases`.
+    /// Entry of a Secret with the connection string of a MongoDB, in place of the operator's. The Secret needs the
+    /// annotation `sync.codex.dev/hosts` with the hosts, and the policy of the installation must allow the hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri_secret_ref: Option<SecretKey>,
+
+    /// Entry of a Secret with a CA bundle (PEM) that the servers of `uriSecretRef` must have a certificate of. The Secret
+    /// needs the annotation `sync.codex.dev/hosts` too. Default: the well-known CAs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<SecretKey>,
+
+    /// Database of the documents. Default: the operator's `MONGODB_DATABASE`, or with `uriSecretRef` the database of the
+    /// connection string. Without `uriSecretRef`, other databases must be listed in the operator's
+    /// `--allowed-databases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new(r"self.matches('^[^/\\\\. $*<>:|?]{1,63}$') && !(self in ['admin', 'config', 'local'])").message("target.database must be a database name without spaces or any of /\\.$*<>:|? and none of admin, config, local"))]
     #[schemars(length(max = 63))]
@@ -337,6 +349,8 @@ pub struct Target {
 impl Default for Target {
     fn default() -> Self {
         Self {
+            uri_secret_ref: None,
+            ca_secret_ref: None,
             database: None,
             collection: None,
             key_field: default_key_field(),

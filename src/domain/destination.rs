@@ -6,6 +6,9 @@ use reqwest::Url;
 
 use crate::api::syncalert::{Smtp, SmtpTls};
 
+/// Default port of MongoDB.
+pub const MONGODB_PORT: u16 = 27_017;
+
 /// Protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -15,13 +18,20 @@ pub(super) enum Protocol {
     Smtps,
     /// Mail without encryption.
     Smtp,
+    /// MongoDB with TLS. It has no scheme in the annotation.
+    MongoDbTls,
+    /// MongoDB without encryption.
+    MongoDb,
+    /// MongoDB servers with TLS that the records of a name list.
+    MongoDbRecords,
 }
 
 impl Protocol {
-    const ALL: [Self; 4] = [Self::Https, Self::Http, Self::Smtps, Self::Smtp];
+    const WITH_SCHEME: [Self; 6] =
+        [Self::Https, Self::Http, Self::Smtps, Self::Smtp, Self::MongoDb, Self::MongoDbRecords];
 
     pub(super) fn of_scheme(scheme: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|protocol| protocol.scheme().eq_ignore_ascii_case(scheme))
+        Self::WITH_SCHEME.into_iter().find(|protocol| protocol.scheme().eq_ignore_ascii_case(scheme))
     }
 
     fn scheme(self) -> &'static str {
@@ -30,11 +40,15 @@ impl Protocol {
             Self::Http => "http",
             Self::Smtps => "smtps",
             Self::Smtp => "smtp",
+            Self::MongoDbTls | Self::MongoDb => "mongodb",
+            Self::MongoDbRecords => "mongodb+srv",
         }
     }
 
-    pub(super) fn is_encrypted(self) -> bool {
-        matches!(self, Self::Https | Self::Smtps)
+    /// True when an item without a scheme means the protocol. The records of a name may list hosts of others, so they
+    /// need the scheme.
+    pub(super) fn is_default(self) -> bool {
+        matches!(self, Self::Https | Self::Smtps | Self::MongoDbTls)
     }
 
     fn default_ports(self) -> &'static [u16] {
@@ -42,11 +56,12 @@ impl Protocol {
             Self::Https => &[443],
             Self::Http => &[80],
             Self::Smtps | Self::Smtp => &[465, 587],
+            Self::MongoDbTls | Self::MongoDb | Self::MongoDbRecords => &[MONGODB_PORT],
         }
     }
 }
 
-/// Destination of a Secret: the address of a request, or a mail server.
+/// Destination of a Secret: the address of a request, a mail server, or a MongoDB server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     pub(super) protocol: Protocol,
@@ -75,10 +90,29 @@ impl Destination {
     /// Destination of a mail.
     #[must_use]
     pub fn of_mail(smtp: &Smtp) -> Self {
-        let url = Url::parse(&format!("https://{}", smtp.host)).ok();
-        let host = url.as_ref().and_then(Url::host_str).map_or_else(|| smtp.host.clone(), str::to_owned);
+        let host = normal_host(&smtp.host);
         let protocol = if smtp.tls == SmtpTls::None { Protocol::Smtp } else { Protocol::Smtps };
         Self { protocol, host, port: smtp.port_or_default(), path: String::new() }
+    }
+
+    /// Destination of a MongoDB server.
+    #[must_use]
+    pub fn of_mongodb(host: &str, port: u16, is_encrypted: bool) -> Self {
+        let protocol = if is_encrypted { Protocol::MongoDbTls } else { Protocol::MongoDb };
+        Self { protocol, host: normal_host(host), port, path: String::new() }
+    }
+
+    /// Destination of MongoDB servers that the records of a name list.
+    #[must_use]
+    pub fn of_srv(name: &str) -> Self {
+        let (protocol, host) = (Protocol::MongoDbRecords, normal_host(name));
+        Self { protocol, host, port: MONGODB_PORT, path: String::new() }
+    }
+
+    /// Host, as it is in a URL.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     pub(super) fn has_default_port(&self) -> bool {
@@ -86,10 +120,17 @@ impl Destination {
     }
 }
 
+/// Host as the parser of URLs writes it, as the hosts of items are.
+fn normal_host(host: &str) -> String {
+    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    let url = Url::parse(&format!("https://{host}")).ok();
+    url.as_ref().and_then(Url::host_str).map_or(host, str::to_owned)
+}
+
 impl fmt::Display for Destination {
     /// Writes the shortest item of the annotation that allows this destination with all its paths.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.protocol.is_encrypted() {
+        if !self.protocol.is_default() {
             write!(f, "{}://", self.protocol.scheme())?;
         }
         f.write_str(&self.host)?;

@@ -167,7 +167,7 @@ impl AddressRule {
         Self { hosts: None, networks: Some(networks) }
     }
 
-    fn names_host(&self, host: &str) -> bool {
+    pub(super) fn names_host(&self, host: &str) -> bool {
         self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|pattern| matches_host(pattern, host)))
     }
 
@@ -205,6 +205,13 @@ impl FromIterator<AddressRule> for Egress {
 }
 
 impl Egress {
+    /// Returns the addresses with those of more rules.
+    #[must_use]
+    pub fn with(mut self, rules: impl IntoIterator<Item = AddressRule>) -> Self {
+        self.0.extend(rules);
+        self
+    }
+
     /// Checks a host before its name is resolved.
     ///
     /// # Errors

@@ -34,12 +34,14 @@ impl Level {
     }
 
     /// Level that a worker needs for a run, by the fields that this program knows. `has_tenants`: the policy has
-    /// `tenants`, which workers of earlier releases do not check.
+    /// `tenants`, which workers of earlier releases do not check. They would also write to the MongoDB of the
+    /// installation in place of an own one.
     #[must_use]
     pub fn needed_for(&self, spec: &SyncJobSpec, has_tenants: bool) -> u32 {
         // Release 0.1.0 reads the fields of a source from other paths, and has no guard: it would send requests
         // without a token, and remove documents without a limit.
-        let needed = match (has_tenants, spec.source.is_some() || spec.guard.is_some()) {
+        let has_own_mongodb = spec.target.uri_secret_ref.is_some() || spec.target.ca_secret_ref.is_some();
+        let needed = match (has_tenants || has_own_mongodb, spec.source.is_some() || spec.guard.is_some()) {
             (true, _) => 3,
             (false, true) => 2,
             (false, false) => FIRST,
@@ -162,6 +164,7 @@ mod tests {
             (json!({"dryRun": true, "target": {"collection": "c"}}), 1, 1),
             (json!({"guard": {}}), 2, 1),
             (json!({"source": {"rest": {"endpoint": "https://x/{ids}"}}}), 2, 1),
+            (json!({"target": {"uriSecretRef": {"name": "s", "key": "k"}}}), 3, 1),
         ] {
             let spec: SyncJobSpec = serde_json::from_value(spec).unwrap();
             assert_eq!(Level::default().needed_for(&spec, false), all, "{spec:?}");

@@ -39,6 +39,9 @@ pub struct TenantEntry {
     pub mongodb: Option<MongoRights>,
     /// Largest number of concurrent runs of each namespace. `None`: no limit.
     pub runs: Option<u32>,
+    /// Hosts of MongoDBs that the namespaces may bring, in lower case; `*.example.com` matches all subdomains of
+    /// `example.com`. `None`: they may bring none.
+    pub mongodb_hosts: Option<Vec<String>>,
 }
 
 /// Rights on a MongoDB.
@@ -79,6 +82,12 @@ pub enum NotAllowed {
         "namespace {namespace} may not use the operator's MongoDB: no entry of tenants with mongodb names it, so add one to the policy"
     )]
     Namespace {
+        /// The namespace.
+        namespace: String,
+    },
+    /// No entry lets the namespace bring a MongoDB.
+    #[error("target.uriSecretRef is not allowed for namespace {namespace}: add an entry with mongodbHosts to tenants")]
+    OwnMongoDb {
         /// The namespace.
         namespace: String,
     },
@@ -170,11 +179,40 @@ impl Policy {
         matching.map(|entry| &entry.rule).chain(&self.everywhere).cloned().collect()
     }
 
+    /// Returns the entries of `tenants` among these that let their namespaces bring MongoDBs, with their hosts.
+    fn mongodb_hosts(&self, entries: &Entries) -> impl Iterator<Item = (&str, AddressRule)> {
+        let matching = self.tenants.iter().flatten().filter(|entry| entries.0.contains(&entry.name));
+        matching.filter_map(|entry| Some((entry.name.as_str(), AddressRule::for_hosts(entry.mongodb_hosts.clone()?))))
+    }
+
+    /// True when these entries allow a host of a MongoDB that the namespace brings.
+    #[must_use]
+    pub fn allows_mongodb_host(&self, entries: &Entries, host: &str) -> bool {
+        self.mongodb_hosts(entries).any(|(_, rule)| rule.names_host(host))
+    }
+
+    /// Returns the addresses of MongoDBs that these entries allow: public and private addresses of the hosts, and the
+    /// addresses that requests may have.
+    #[must_use]
+    pub fn mongodb_egress(&self, entries: &Entries) -> Egress {
+        self.egress(entries).with(self.mongodb_hosts(entries).map(|(_, rule)| rule))
+    }
+
+    /// Returns the name of the entry to which a host of an own MongoDB can be added.
+    #[must_use]
+    pub fn mongodb_entry(&self, entries: &Entries) -> Option<&str> {
+        self.mongodb_hosts(entries).next().map(|(name, _)| name)
+    }
+
     /// Checks what a run of a namespace would read and write. `default`: database of targets that do not set one.
     ///
     /// # Errors
     /// When no entry allows the database, the collection and all fields together.
     pub fn check(&self, entries: &Entries, namespace: &str, run: &RunSpec, default: &str) -> Result<(), NotAllowed> {
+        if run.own_mongodb.is_some() {
+            let refused = || NotAllowed::OwnMongoDb { namespace: namespace.to_owned() };
+            return self.mongodb_entry(entries).map(drop).ok_or_else(refused);
+        }
         let Some(tenants) = &self.tenants else { return Ok(()) };
         let (database, default) = (run.database.as_deref().unwrap_or(default), [default.to_owned()]);
         let mut closest = None;
@@ -236,7 +274,13 @@ mod tests {
             stamp_fields: texts(&["lastSynced"]),
             mapped_fields: texts(mapped_fields),
         };
-        TenantEntry { name: name.to_owned(), scope: scope(namespaces), mongodb: Some(rights), runs: None }
+        TenantEntry {
+            name: name.to_owned(),
+            scope: scope(namespaces),
+            mongodb: Some(rights),
+            runs: None,
+            mongodb_hosts: None,
+        }
     }
 
     fn refusal(policy: &Policy, namespace: &str, spec: Value) -> Option<String> {
@@ -253,7 +297,13 @@ mod tests {
             tenants: Some(vec![
                 entry("a", &["team-a"], &["users", "team_a_*"], &["name", "profile.*", "missingSince"]),
                 scratch,
-                TenantEntry { name: "x".to_owned(), scope: scope(&["team-x"]), mongodb: None, runs: None },
+                TenantEntry {
+                    name: "x".to_owned(),
+                    scope: scope(&["team-x"]),
+                    mongodb: None,
+                    runs: None,
+                    mongodb_hosts: None,
+                },
             ]),
             ..Policy::default()
         };
@@ -326,6 +376,53 @@ mod tests {
         let error = refusal(&policy, "team-a", spec).unwrap();
         assert_eq!(error, "mapping[].to name is not allowed for namespace team-a: tenants a allows none");
         assert_eq!(refusal(&policy, "team-a", json!({"target": {"collection": "any"}})), None);
+    }
+
+    #[test]
+    fn an_own_mongodb_needs_an_entry_with_its_host() {
+        let brings = |name: &str, namespace: &str, hosts: Option<&[&str]>| {
+            let mongodb_hosts = hosts.map(texts);
+            TenantEntry { name: name.to_owned(), scope: scope(&[namespace]), mongodb: None, runs: None, mongodb_hosts }
+        };
+        let policy = Policy {
+            tenants: Some(vec![
+                entry("a", &["team-a", "team-b"], &["*"], &[]),
+                brings("b", "team-b", Some(&["db.example"])),
+                brings("b2", "team-b", Some(&["*.b.example"])),
+                brings("c", "team-c", Some(&[])),
+            ]),
+            ..Policy::default()
+        };
+        let own = json!({"target": {"uriSecretRef": {"name": "s", "key": "k"}, "keyField": "any"}});
+        for (namespace, is_allowed) in [("team-a", false), ("team-b", true), ("team-c", true), ("team-d", false)] {
+            let refused = format!(
+                "target.uriSecretRef is not allowed for namespace {namespace}: add an entry with mongodbHosts to tenants"
+            );
+            assert_eq!(refusal(&policy, namespace, own.clone()), (!is_allowed).then_some(refused), "{namespace}");
+        }
+        assert!(refusal(&Policy::default(), "team-b", own).is_some(), "without the list too");
+        for (namespace, host, is_allowed) in [
+            ("team-b", "db.example", true),
+            ("team-b", "DB.example.", true),
+            ("team-b", "x.b.example", true),
+            ("team-b", "b.example", false),
+            ("team-b", "x.db.example", false),
+            ("team-a", "db.example", false),
+            ("team-c", "db.example", false),
+        ] {
+            let entries = policy.matching(namespace);
+            assert_eq!(policy.allows_mongodb_host(&entries, host), is_allowed, "{namespace} {host}");
+        }
+        let egress = policy.mongodb_egress(&policy.matching("team-b"));
+        for (host, address, is_allowed) in [
+            ("db.example", "10.0.0.1", true),
+            ("db.example", "93.184.216.34", true),
+            ("db.example", "127.0.0.1", false),
+            ("db.example", "169.254.169.254", false),
+            ("other.example", "10.0.0.1", false),
+        ] {
+            assert_eq!(egress.check(host, address.parse().unwrap(), false).is_ok(), is_allowed, "{host} {address}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::api::{
     APPROVE_ANNOTATION, GoDuration, SyncJob, SyncJobSpec,
     conditions::reasons,
     duration::InvalidDuration,
+    source::SecretKey,
     syncjob::{Attempt, Counts, DocumentFailure, OnFailure, SyncMode, Transaction},
 };
 
@@ -373,7 +374,9 @@ pub struct RunSpec {
     pub active_deadline: Duration,
     /// Share of refused documents that fails the run, in per cent.
     pub max_failed_percent: i64,
-    /// Database, when not the operator's own.
+    /// MongoDB of the namespace. `None`: that of the operator.
+    pub own_mongodb: Option<OwnMongoDb>,
+    /// Database, when not the default.
     pub database: Option<String>,
     /// Collection.
     pub collection: String,
@@ -395,6 +398,15 @@ pub struct RunSpec {
     pub dry_run: bool,
     /// The part of the documents that a local run is restricted to.
     pub subset: Subset,
+}
+
+/// MongoDB that a namespace brings.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OwnMongoDb {
+    /// Entry of a Secret with the connection string.
+    pub uri: SecretKey,
+    /// Entry of a Secret with a CA bundle. `None`: the well-known CAs.
+    pub ca: Option<SecretKey>,
 }
 
 /// Subset of the documents to which a run is restricted. Empty: all documents. A restricted run neither marks nor
@@ -612,6 +624,10 @@ impl RunSpec {
                 (None, Some(_)) => DEFAULT_MAX_FAILED_PERCENT,
                 (None, None) => 100,
             },
+            own_mongodb: match (&target.uri_secret_ref, &target.ca_secret_ref) {
+                (None, Some(_)) => return Err(SpecError::Needs("target.caSecretRef", "target.uriSecretRef")),
+                (uri, ca) => uri.clone().map(|uri| OwnMongoDb { uri, ca: ca.clone() }),
+            },
             database: target.database.clone(),
             collection,
             key_field: field_path("target.keyField", &target.key_field, "_id")?,
@@ -687,6 +703,10 @@ mod tests {
             (json!({"target": {"collection": "system.users"}}), "target.collection: \"system.users\" is reserved"),
             (json!({"target": {"collection": "sync_journal.a"}}), "target.collection: \"sync_journal.a\" is reserved"),
             (json!({"onFailure": "Rollback"}), "onFailure Rollback needs transaction Batch"),
+            (
+                json!({"target": {"caSecretRef": {"name": "s", "key": "k"}}}),
+                "target.caSecretRef needs target.uriSecretRef: remove it, or set target.uriSecretRef",
+            ),
             (json!({"target": {"keyField": "$a"}}), "target.keyField must be a field path without $"),
             (
                 json!({"target": {"keyField": "account.id", "lastSyncedField": "account"}}),

@@ -41,7 +41,7 @@ impl AllowedHost {
     }
 
     fn has_origin(&self, to: &Destination) -> bool {
-        let is_protocol = self.protocol.map_or(to.protocol.is_encrypted(), |protocol| protocol == to.protocol);
+        let is_protocol = self.protocol.map_or(to.protocol.is_default(), |protocol| protocol == to.protocol);
         let is_port = self.port.map_or(to.has_default_port(), |port| port == to.port);
         is_protocol && is_port && self.host == to.host
     }
@@ -325,6 +325,27 @@ mod tests {
             [start, tls, plain].map(|to| to.to_string()),
             ["mail.example", "mail.example", "smtp://mail.example:25"]
         );
+    }
+
+    #[test]
+    fn mongodb_without_encryption_and_records_need_their_scheme() {
+        let (tls, plain) = (|port| Destination::of_mongodb("DB.example", port, true), Destination::of_mongodb);
+        let destinations =
+            [tls(27_017), tls(27_018), plain("db.example", 27_017, false), Destination::of_srv("db.example")];
+        for (annotation, allowed) in [
+            ("db.example", [true, false, false, false]),
+            ("db.example:27018", [false, true, false, false]),
+            ("mongodb://db.example", [false, false, true, false]),
+            ("mongodb://db.example:27018", [false, false, false, false]),
+            ("mongodb+srv://db.example", [false, false, false, true]),
+            ("mongodb+srv://other.example,https://db.example", [false, false, false, false]),
+        ] {
+            let scope = SecretScope::new("s", Some(annotation), None);
+            assert_eq!(destinations.each_ref().map(|to| scope.check(to).is_ok()), allowed, "{annotation}");
+        }
+        let ipv6 = Destination::of_mongodb("::1", 27_018, true);
+        assert_eq!(ipv6.to_string(), "[::1]:27018");
+        assert!(SecretScope::new("s", Some("[::1]:27018"), None).check(&ipv6).is_ok());
     }
 
     #[test]

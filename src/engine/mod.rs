@@ -10,7 +10,9 @@ mod coordinator;
 mod fetcher;
 mod request_slot;
 mod sources;
+mod targets;
 
 pub use attempt::{AttemptResult, Opening, RunAttempt};
 pub use coordinator::{CoordinationError, Coordinator, Signals};
 pub use sources::{GivenSecrets, SecretReader, Sources};
+pub use targets::Targets;

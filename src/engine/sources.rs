@@ -61,7 +61,7 @@ impl GivenSecrets {
 
 impl SecretReader {
     /// Reads the entry `entry` of a Secret in `namespace`, and adds the Secret's scope to `scopes`.
-    async fn read_secret(
+    pub(super) async fn read_secret(
         &self,
         namespace: &str,
         entry: &SecretKey,

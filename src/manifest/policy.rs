@@ -29,11 +29,13 @@ struct PolicyDocument {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 struct TenantItem {
     name: String,
     namespaces: Vec<String>,
     mongodb: Option<MongoItem>,
     runs: Option<u32>,
+    mongodb_hosts: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -159,7 +161,7 @@ fn convert_tenants(
     report: &mut Report<'_>,
 ) -> Vec<TenantEntry> {
     let mut entries = Vec::new();
-    for (index, TenantItem { name, namespaces, mongodb, runs }) in items.into_iter().enumerate() {
+    for (index, TenantItem { name, namespaces, mongodb, runs, mongodb_hosts }) in items.into_iter().enumerate() {
         let path = format!("tenants[{index}]");
         check_name(&name, &path, names, report);
         check_labels(Some(&namespaces), &format!("{path}.namespaces"), report);
@@ -168,7 +170,7 @@ fn convert_tenants(
             report.error(&format!("{path}.runs"), message);
         }
         let mongodb = mongodb.map(|rights| convert_rights(rights, &format!("{path}.mongodb"), report));
-        entries.push(TenantEntry { name, scope: Scope { namespaces: Some(namespaces) }, mongodb, runs });
+        entries.push(TenantEntry { name, scope: Scope { namespaces: Some(namespaces) }, mongodb, runs, mongodb_hosts });
     }
     entries
 }

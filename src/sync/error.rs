@@ -24,6 +24,9 @@ pub enum Error {
     /// The target cannot be worked on as written.
     #[error("{0}")]
     InvalidTarget(String),
+    /// The policy does not allow the target.
+    #[error("{0}")]
+    NotAllowed(String),
     /// The source cannot be used as specified.
     #[error("{0}")]
     InvalidSource(String),
@@ -106,6 +109,7 @@ impl Error {
     pub fn outcome(&self) -> Outcome {
         let reason = match self {
             Self::InvalidTarget(_) => reasons::INVALID_TARGET,
+            Self::NotAllowed(_) => reasons::NOT_ALLOWED,
             Self::InvalidSource(_) => reasons::INVALID_SOURCE,
             Self::BudgetExceeded(_) => reasons::BUDGET_EXCEEDED,
             Self::Paused(_) => reasons::RATE_LIMITED,
@@ -169,12 +173,14 @@ impl From<MongoError> for Error {
             ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
                 attempt("Unreachable", &because("the connection to MongoDB was lost", &error.to_string()))
             }
+            ErrorKind::ProxyConnect { .. } => attempt("Unreachable", "MongoDB could not be reached"),
             ErrorKind::DnsResolve { .. } => {
                 attempt("Unreachable", "the name of the MongoDB server could not be resolved")
             }
-            ErrorKind::Authentication { .. } => {
-                attempt("Unauthorized", "MongoDB does not accept the operator's credentials: check MONGODB_URI")
-            }
+            ErrorKind::Authentication { .. } => attempt(
+                "Unauthorized",
+                "MongoDB does not accept the user or the password: check the Secret of target.uriSecretRef, or else MONGODB_URI",
+            ),
             ErrorKind::InvalidTlsConfig { .. } => attempt("Unreachable", "the TLS settings in MONGODB_URI do not work"),
             _ => attempt("ServerError", "the answer of MongoDB could not be used"),
         }

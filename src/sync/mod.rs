@@ -5,6 +5,7 @@ mod error;
 mod json;
 mod keys;
 mod mapping;
+mod own_mongodb;
 pub(crate) mod source;
 mod three_way_merge;
 
@@ -12,4 +13,5 @@ pub use collection::{
     Batch, BatchResult, Deployment, FoundJournal, PageEnd, PutBack, RemovalCandidates, States, TargetCollection,
 };
 pub use error::{Error, Unavailable};
+pub use own_mongodb::{ClientKey, Clients, Failure, NotUsable, OwnClient, OwnString};
 pub use source::{Doubt, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};

@@ -24,7 +24,7 @@ use crate::{
         retry::{self, Retry},
         run::{Checkpoint, Outcome, Payload, RunSpec, State},
     },
-    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources},
+    engine::{AttemptResult, Opening, RunAttempt, Signals, Sources, Targets},
     queue::{self, Attempts, Candidates, Claim, Disposition, Entry, FencedWrite, Queue, Release},
     recovery::recover_expired,
     sync::{Deployment, Error, TargetCollection},
@@ -77,14 +77,14 @@ pub struct NotRenewed(JoinError);
 pub async fn run(
     settings: WorkerSettings,
     queue: Queue,
-    deployment: Deployment,
+    targets: Targets,
     sources: Sources,
     reporter: HealthReporter,
     stop: CancellationToken,
 ) -> Result<(), NotRenewed> {
     let leases = Leases::new(settings.id.clone(), queue.clone());
     let (completer, completions) = BatchCompleter::new();
-    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, deployment, sources, reporter });
+    let worker = Arc::new(Worker { leases, completer, id: settings.id, queue, targets, sources, reporter });
     let runs = TaskTracker::new();
     let background_stop = CancellationToken::new();
     let mut background = tokio::spawn(background_stop.clone().run_until_cancelled_owned({
@@ -116,7 +116,7 @@ pub async fn run(
 struct Worker {
     id: String,
     queue: Queue,
-    deployment: Deployment,
+    targets: Targets,
     sources: Sources,
     leases: Leases,
     completer: BatchCompleter,
@@ -228,27 +228,13 @@ impl Worker {
         }
         let span = spans::claimed(root, &claim, &self.id);
 
-        let mut target = None;
         let begun = select! {
             biased;
             () = signals.lost.cancelled() => Err(AttemptResult::LeaseLost),
             () = signals.recalled.cancelled() => Err(AttemptResult::Released),
             begun = self.begin(&claim, payload.as_ref().ok(), signals.clone(), span.parent()) => begun,
         };
-        let (end, checkpoint) = match (begun, failed_with(&claim)) {
-            (Ok(mut attempt), None) => {
-                let end = attempt.drive().await;
-                let (written, checkpoint) = attempt.into_parts();
-                target = Some(written);
-                (end, checkpoint)
-            }
-            (Ok(mut attempt), Some(outcome)) => {
-                let end = attempt.roll_back(outcome).await;
-                (end, attempt.into_parts().1)
-            }
-            (Err(end), None) => (end, parse_checkpoint(&claim)),
-            (Err(end), Some(outcome)) => (end.without_rollback(outcome), parse_checkpoint(&claim)),
-        };
+        let (end, checkpoint, target) = self.work(&claim, begun).await;
         drop(slot);
         spans::end(span, &end, &checkpoint.counts);
         log_end(&claim, (namespace, name), trace_id.as_deref(), &end, &checkpoint);
@@ -272,6 +258,30 @@ impl Worker {
         }
     }
 
+    /// Drives an attempt, or rolls a failed run back. Returns the end, the progress, and the documents of the attempt.
+    async fn work(
+        &self,
+        claim: &Claim,
+        begun: Result<(RunAttempt, Deployment), AttemptResult>,
+    ) -> (AttemptResult, Checkpoint, Option<(TargetCollection, Deployment)>) {
+        match (begun, failed_with(claim)) {
+            (Ok((mut attempt, deployment)), None) => {
+                let end = self.targets.explain(&deployment, attempt.drive().await);
+                let (target, checkpoint) = attempt.into_parts();
+                // The deployment keeps the client of an own MongoDB open.
+                (end, checkpoint, Some((target, deployment)))
+            }
+            (Ok((mut attempt, deployment)), Some(outcome)) => {
+                let end = attempt.roll_back(outcome).await;
+                // A rollback waits until the server can be reached.
+                self.targets.forget_unreachable(&deployment, &end);
+                (end, attempt.into_parts().1, None)
+            }
+            (Err(end), None) => (end, parse_checkpoint(claim), None),
+            (Err(end), Some(outcome)) => (end.without_rollback(outcome), parse_checkpoint(claim), None),
+        }
+    }
+
     /// Releases a run with fields that this worker does not know, for workers of a newer release.
     async fn release_to_newer_worker(&self, claim: &Claim, lacking: &str, signals: &Signals) {
         let (uid, epoch, needs) = (claim.uid.clone(), claim.entry.epoch, self.queue.level().number + 1);
@@ -283,8 +293,8 @@ impl Worker {
     }
 
     /// A journal that outlives its run is dropped by a later run.
-    async fn drop_journal(&self, completed: Option<TargetCollection>) {
-        let Some(target) = completed else { return };
+    async fn drop_journal(&self, completed: Option<(TargetCollection, Deployment)>) {
+        let Some((target, _deployment)) = completed else { return };
         if let Err(error) = target.drop_journal().await {
             tracing::debug!(%error, "could not drop the journal yet");
         }
@@ -311,7 +321,7 @@ impl Worker {
         payload: Option<&Payload>,
         signals: Signals,
         trace: Parent,
-    ) -> Result<RunAttempt, AttemptResult> {
+    ) -> Result<(RunAttempt, Deployment), AttemptResult> {
         let started = claim.entry.started.unwrap_or(claim.at);
         // After a failover, the clock of another Redis may be behind. What is fetched now is not from before the run.
         let clock = RedisClock { at: claim.at.max(started), since: Instant::now() };
@@ -322,14 +332,15 @@ impl Worker {
         let refused = |error| AttemptResult::from(&error);
         // A rollback restores what an allowed run has changed.
         if failed_with(claim).is_none()
-            && let Err(error) = self.deployment.check(&spec, &payload.namespace)
+            && let Err(error) = self.targets.shared().check(&spec, &payload.namespace)
         {
             // The leader decides, and may have read a newer policy.
             tracing::warn!(uid = claim.uid, %error, "the policy of this worker does not allow the run: released");
             return Err(AttemptResult::Paused(POLICY_PAUSE));
         }
+        let deployment = self.targets.open(&payload.namespace, &spec).await.map_err(refused)?;
         if spec.rollback && claim.entry.checkpoint.is_none() {
-            let target = self.deployment.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
+            let target = deployment.target(&spec, &payload.namespace, started, clock.at).map_err(refused)?;
             self.sweep_journals(&target).await.map_err(refused)?;
         }
         let coordinator = QueueCoordinator {
@@ -352,7 +363,8 @@ impl Worker {
             rolls_back: failed_with(claim).is_some(),
             trace,
         };
-        RunAttempt::open(opening, &self.deployment, &self.sources, Arc::new(coordinator)).await.map_err(refused)
+        let opened = RunAttempt::open(opening, &deployment, &self.sources, Arc::new(coordinator)).await;
+        Ok((opened.map_err(refused)?, deployment))
     }
 }
 

@@ -123,6 +123,11 @@ async fn a_wrong_job_is_refused_with_field_and_fix_also_in_a_template() {
         (json!({"target": {"database": ""}}), "target.database", "must be a database name"),
         (json!({"target": {"collection": "system.users"}}), "target.collection", "system."),
         (json!({"target": {"collection": "a$b"}}), "target.collection", "without $"),
+        (
+            json!({"target": {"caSecretRef": {"name": "a", "key": "b"}}}),
+            "target.caSecretRef",
+            "target.caSecretRef needs target.uriSecretRef: set it, or remove caSecretRef",
+        ),
         (json!({"target": {"keyField": "$x"}}), "target.keyField", "such as _id"),
         (json!({"target": {"keyField": ""}}), "target.keyField", "such as _id"),
         (json!({"target": {"lastSyncedField": "_id"}}), "target.lastSyncedField", "such as lastSynced"),
@@ -323,6 +328,8 @@ fn full_job() -> Value {
         ],
         "guard": {"maxMissing": "5%", "maxChanged": 500, "minResults": 1000, "action": "Fail", "holdFor": "1m"},
         "target": {
+            "uriSecretRef": {"name": "mongodb", "key": "uri"},
+            "caSecretRef": {"name": "mongodb-ca", "key": "ca.crt"},
             "database": "codex-2",
             "collection": "people.archive",
             "keyField": "account.id",

@@ -32,6 +32,7 @@ mod no_workers;
 mod objects;
 mod operator;
 mod outages;
+mod own_mongodb;
 mod prometheus;
 mod queue;
 mod redis_faults;

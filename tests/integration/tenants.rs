@@ -28,21 +28,21 @@ use crate::{
 };
 
 /// A policy file, removed when it is dropped.
-struct PolicyFile(PathBuf);
+pub struct PolicyFile(PathBuf);
 
 impl PolicyFile {
-    fn new(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let file = Self(std::env::temp_dir().join(format!("{}.yaml", unique("policy"))));
         fs::write(&file.0, text).unwrap();
         file
     }
 
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.0.to_str().unwrap()
     }
 
     /// Replaces the content, as a kubelet does, and waits until the operator has logged `line` once more.
-    async fn replace(&self, text: &str, operator: &Operator, line: &str) {
+    pub async fn replace(&self, text: &str, operator: &Operator, line: &str) {
         let count = || operator.log().matches(line).count();
         let (before, next) = (count(), self.0.with_extension("next"));
         fs::write(&next, text).unwrap();

@@ -238,6 +238,10 @@ impl MongoDb {
         Self { process, port, folder }
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Address of the server. `user` is `name:password@`, or nothing.
     pub fn url(&self, user: &str) -> String {
         format!("mongodb://{user}127.0.0.1:{}/?directConnection=true", self.port)

@@ -227,15 +227,15 @@ topologySpreadConstraints:
       - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
 {{- end -}}
 
-{{/* Token mount of the workers. Workers need a token only to read Secrets of sources. */}}
+{{/* Token mount of the workers. Workers need a token only to read Secrets of runs. */}}
 {{- define "sync-operator.workerTokenMount" -}}
-{{- if .Values.sources.secrets }}
+{{- if or .Values.sources.secrets .Values.mongodb.secrets }}
 - {name: worker-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 {{- end -}}
 
 {{- define "sync-operator.workerTokenVolume" -}}
-{{- if .Values.sources.secrets }}
+{{- if or .Values.sources.secrets .Values.mongodb.secrets }}
 {{ include "sync-operator.token" "worker" }}
 {{- end }}
 {{- end -}}

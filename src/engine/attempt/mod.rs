@@ -97,7 +97,7 @@ pub enum AttemptResult {
 impl From<&Error> for AttemptResult {
     fn from(error: &Error) -> Self {
         match error {
-            Error::InvalidTarget(_) | Error::InvalidSource(_) | Error::BudgetExceeded(_) => {
+            Error::InvalidTarget(_) | Error::NotAllowed(_) | Error::InvalidSource(_) | Error::BudgetExceeded(_) => {
                 Self::Failed(error.outcome())
             }
             Error::Attempt { .. } => Self::Retry(error.outcome()),

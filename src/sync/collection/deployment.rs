@@ -1,6 +1,6 @@
 //! The MongoDB deployment, and the databases that a run may use.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bson::{DateTime, Document, doc};
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use crate::{
         source::{Asking, Missing, SourceName, SourceSpec},
     },
     policy::CurrentPolicy,
-    sync::{Error, Unavailable, keys},
+    sync::{Error, OwnClient, Unavailable, keys},
 };
 
 /// URL schemes of a connection string.
@@ -45,6 +45,8 @@ pub struct Deployment {
     allowed: Allowed,
     /// Rights of namespaces. With `tenants`, they replace `allowed`.
     policy: CurrentPolicy,
+    /// MongoDB of a namespace. `None`: that of the operator.
+    own: Option<Arc<OwnClient>>,
 }
 
 /// Databases that targets may set, in addition to the default database.
@@ -63,7 +65,25 @@ impl Deployment {
     pub async fn new(uri: &str, default: &str, allowed: &[String], ca: Option<&Path>) -> Result<Self, Unavailable> {
         let (client, _) = open(uri, ca).await?;
         let (default, allowed) = (Some(default.to_owned()), Allowed::Only(allowed.to_vec()));
-        Ok(Self { client, default, allowed, policy: CurrentPolicy::default() })
+        Ok(Self { client, default, allowed, policy: CurrentPolicy::default(), own: None })
+    }
+
+    /// Returns the MongoDB of a namespace. Runs may use each of its databases.
+    #[must_use]
+    pub fn own(own: Arc<OwnClient>) -> Self {
+        Self {
+            client: own.client().clone(),
+            default: own.database().map(str::to_owned),
+            allowed: Allowed::Any,
+            policy: CurrentPolicy::default(),
+            own: Some(own),
+        }
+    }
+
+    /// Returns the client, when the deployment is the MongoDB of a namespace.
+    #[must_use]
+    pub fn own_client(&self) -> Option<&Arc<OwnClient>> {
+        self.own.as_ref()
     }
 
     /// Returns the deployment with the rights of a policy.
@@ -89,7 +109,7 @@ impl Deployment {
     pub async fn for_local_run(uri: &str, default: Option<&str>, ca: Option<&Path>) -> Result<Self, Unavailable> {
         let (client, in_uri) = open(uri, ca).await?;
         let default = default.map(str::to_owned).or(in_uri);
-        Ok(Self { client, default, allowed: Allowed::Any, policy: CurrentPolicy::default() })
+        Ok(Self { client, default, allowed: Allowed::Any, policy: CurrentPolicy::default(), own: None })
     }
 
     /// Returns the time of MongoDB's clock (`localTime` of `hello`), to the millisecond.
@@ -127,10 +147,13 @@ impl Deployment {
         now: Timestamp,
     ) -> Result<TargetCollection, Error> {
         let Some(name) = spec.database.as_deref().or(self.default.as_deref()) else {
-            return Err(Error::InvalidTarget(
-                "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
-                    .to_owned(),
-            ));
+            let missing = match self.own {
+                Some(_) => "target.database is not set, and the connection string names none: set it",
+                None => {
+                    "target.database is not set, and there is no default: set it, or MONGODB_DATABASE, or name a database in MONGODB_URI, such as mongodb://localhost:27017/codex"
+                }
+            };
+            return Err(Error::InvalidTarget(missing.to_owned()));
         };
         let default = self.default.as_deref().unwrap_or_default();
         if let Allowed::Only(allowed) = &self.allowed
@@ -206,9 +229,6 @@ async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), 
         }
         _ => unusable(error),
     })?;
-    options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
-    options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
-    options.connect_timeout.get_or_insert(SERVER_SELECTION);
     options.max_pool_size.get_or_insert(CONNECTIONS);
     if let Some(ca) = ca {
         let mut tls = match options.tls.take() {
@@ -218,13 +238,21 @@ async fn open(uri: &str, ca: Option<&Path>) -> Result<(Client, Option<String>), 
         tls.ca_file_path = Some(ca.to_owned());
         options.tls = Some(Tls::Enabled(tls));
     }
+    with_own_settings(&mut options);
+    let database = options.default_database.clone();
+    Ok((Client::with_options(options).map_err(unusable)?, database))
+}
+
+/// Sets the options that the program needs, in place of those of a connection string.
+pub(in crate::sync) fn with_own_settings(options: &mut ClientOptions) {
+    options.app_name.get_or_insert_with(|| "sync-operator".to_owned());
+    options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+    options.connect_timeout.get_or_insert(SERVER_SELECTION);
     options.write_concern = Some(WriteConcern::majority());
     // A stamp that another worker wrote counts only once it cannot be rolled back any more.
     options.read_concern = Some(ReadConcern::majority());
     // The checkpoint and the guard make repeating a batch safe; the driver's retries would halve the rate.
     options.retry_writes = Some(false);
-    let database = options.default_database.clone();
-    Ok((Client::with_options(options).map_err(unusable)?, database))
 }
 
 fn after(now: Timestamp, time: Duration) -> DateTime {

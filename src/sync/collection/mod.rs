@@ -26,6 +26,7 @@ use crate::{
 };
 
 pub use deployment::Deployment;
+pub(super) use deployment::with_own_settings;
 pub use journal::{FoundJournal, PutBack};
 pub use removal::{RemovalCandidates, States};
 
