@@ -1,13 +1,13 @@
 //! Policy of the installation: the rights of namespaces. See `docs/design/tenants.md`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     egress::{AddressRule, Egress},
     run::RunSpec,
-    source::{Missing, SourceSpec},
+    source::{Missing, RequestRate, SourceSpec},
 };
 
 /// Rights of the namespaces of an installation.
@@ -17,6 +17,8 @@ pub struct Policy {
     pub tenants: Option<Vec<TenantEntry>>,
     /// Addresses that namespaces may use.
     pub addresses: Vec<AddressEntry>,
+    /// Rates of the requests of all namespaces to a host.
+    pub rates: BTreeMap<String, RequestRate>,
     /// Addresses that every namespace may use, from flags.
     pub everywhere: Vec<AddressRule>,
 }
@@ -161,6 +163,12 @@ impl Policy {
         let addresses = self.addresses.iter().map(|entry| (&entry.name, &entry.scope));
         let matching = tenants.chain(addresses).filter(|(_, scope)| scope.matches(namespace));
         Entries(matching.map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Returns the rate of the requests of all namespaces to a host. `None`: no limit.
+    #[must_use]
+    pub fn rate_of(&self, host: &str) -> Option<RequestRate> {
+        self.rates.get(host.trim_end_matches('.')).copied()
     }
 
     /// Returns the largest number of concurrent runs of a namespace with these entries. `None`: no limit.

@@ -19,6 +19,21 @@ pub fn name(namespace: &str, origin: &str, source: &SourceSpec) -> String {
     hash.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first))).unwrap_or_default()
 }
 
+/// Name of the rate limit of an installation for a host, which the requests of all namespaces share.
+#[must_use]
+pub fn name_of_host(host: &str) -> String {
+    format!("host/{host}")
+}
+
+/// Rate limit that a request needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Name, unique in the queue.
+    pub name: String,
+    /// Least time from one request to the next.
+    pub every: Duration,
+}
+
 /// Longest time for which a request can be reserved ahead. A pause does not revoke reservations, so they must not
 /// reach far.
 const HORIZON: Duration = Duration::from_secs(1);
@@ -40,19 +55,22 @@ pub struct RateLimitState {
     free_at: Duration,
 }
 
-impl RateLimitState {
-    /// Reserves the next request when one request may pass per `every`.
-    #[must_use]
-    pub fn reserve(&mut self, now: Duration, every: Duration) -> Reservation {
-        let free_at = self.free_at.max(now);
-        let wait = free_at.saturating_sub(now);
-        if wait > HORIZON {
-            return Reservation::RetryAfter(wait);
-        }
-        self.free_at = free_at + every;
-        Reservation::After(wait)
+/// Reserves the next request under all of these limits, or under none of them. `every`: least time from one request to the
+/// next under each limit.
+#[must_use]
+pub fn reserve(limits: &mut [(&mut RateLimitState, Duration)], now: Duration) -> Reservation {
+    let free_at = limits.iter().map(|(limit, _)| limit.free_at).fold(now, Duration::max);
+    let wait = free_at.saturating_sub(now);
+    if wait > HORIZON {
+        return Reservation::RetryAfter(wait);
     }
+    for (limit, every) in limits {
+        limit.free_at = free_at + *every;
+    }
+    Reservation::After(wait)
+}
 
+impl RateLimitState {
     /// Rejects reservations for `pause`. Requests that are reserved already are not affected.
     pub fn pause(&mut self, now: Duration, pause: Duration) {
         self.free_at = self.free_at.max(now + pause);
@@ -106,25 +124,25 @@ mod tests {
             (100, Reservation::RetryAfter(millis(1100))),
             (200, Reservation::After(millis(1000))),
         ] {
-            assert_eq!(limit.reserve(millis(now), millis(400)), reserved, "at {now} ms");
+            assert_eq!(reserve(&mut [(&mut limit, millis(400))], millis(now)), reserved, "at {now} ms");
         }
     }
 
     #[test]
     fn an_idle_limit_saves_nothing_up() {
         let mut limit = RateLimitState::default();
-        assert_eq!(limit.reserve(millis(0), millis(400)), Reservation::After(Duration::ZERO));
-        assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(Duration::ZERO));
-        assert_eq!(limit.reserve(millis(5000), millis(400)), Reservation::After(millis(400)));
+        assert_eq!(reserve(&mut [(&mut limit, millis(400))], millis(0)), Reservation::After(Duration::ZERO));
+        assert_eq!(reserve(&mut [(&mut limit, millis(400))], millis(5000)), Reservation::After(Duration::ZERO));
+        assert_eq!(reserve(&mut [(&mut limit, millis(400))], millis(5000)), Reservation::After(millis(400)));
     }
 
     #[test]
     fn a_pause_rejects_requests_until_it_is_over() {
         let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
-        assert_eq!(limit.reserve(millis(500), Duration::ZERO), Reservation::RetryAfter(millis(2500)));
-        assert_eq!(limit.reserve(millis(2500), Duration::ZERO), Reservation::After(millis(500)));
-        assert_eq!(limit.reserve(millis(3000), Duration::ZERO), Reservation::After(Duration::ZERO));
+        assert_eq!(reserve(&mut [(&mut limit, Duration::ZERO)], millis(500)), Reservation::RetryAfter(millis(2500)));
+        assert_eq!(reserve(&mut [(&mut limit, Duration::ZERO)], millis(2500)), Reservation::After(millis(500)));
+        assert_eq!(reserve(&mut [(&mut limit, Duration::ZERO)], millis(3000)), Reservation::After(Duration::ZERO));
     }
 
     #[test]
@@ -132,6 +150,18 @@ mod tests {
         let mut limit = RateLimitState::default();
         limit.pause(millis(0), millis(3000));
         limit.pause(millis(0), millis(1000));
-        assert_eq!(limit.reserve(millis(1000), Duration::ZERO), Reservation::RetryAfter(millis(2000)));
+        assert_eq!(reserve(&mut [(&mut limit, Duration::ZERO)], millis(1000)), Reservation::RetryAfter(millis(2000)));
+    }
+
+    #[test]
+    fn a_request_is_reserved_under_all_limits_or_none() {
+        let (mut own, mut shared) = (RateLimitState::default(), RateLimitState::default());
+        shared.pause(millis(0), millis(2000));
+        let mut both = |now| reserve(&mut [(&mut own, millis(100)), (&mut shared, millis(400))], millis(now));
+        assert_eq!(both(0), Reservation::RetryAfter(millis(2000)));
+        assert_eq!(both(1500), Reservation::After(millis(500)));
+        assert_eq!(both(1500), Reservation::After(millis(900)), "the slower limit counts");
+        assert_eq!(own, RateLimitState { free_at: millis(2500) }, "100 ms after the request at 2400 ms");
+        assert_eq!(shared, RateLimitState { free_at: millis(2800) });
     }
 }

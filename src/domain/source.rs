@@ -41,6 +41,16 @@ pub struct RequestRate {
     pub slack: Duration,
 }
 
+impl RequestRate {
+    /// Spaces `requests` requests evenly in each period. `None`: fewer than one request per minute.
+    #[must_use]
+    pub fn new(requests: u32, per: Duration) -> Option<Self> {
+        // In whole seconds, as the rule of the CRD.
+        let is_slow = per.as_secs() > MAX_INTERVAL.as_secs() * u64::from(requests);
+        (!is_slow && requests > 0).then(|| Self { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
+    }
+}
+
 /// Field of documents that holds the state of sources.
 pub const STATE: &str = "_sync";
 
@@ -412,11 +422,7 @@ fn pages(pagination: Option<&Pagination>, endpoint: &str, request: &Request) -> 
 fn parse_rate(limit: &RateLimit) -> Result<RequestRate, SpecError> {
     let requests = range("rateLimit.requests", limit.requests, 1, 100_000)? as u32;
     let per = duration("rateLimit.per", &limit.per)?;
-    // In whole seconds, as the rule of the CRD.
-    if per.as_secs() > MAX_INTERVAL.as_secs() * u64::from(requests) {
-        return Err(SpecError::SlowRate);
-    }
-    Ok(RequestRate { every: (per + per / ROOM) / requests, slack: per / ROOM / 2 })
+    RequestRate::new(requests, per).ok_or(SpecError::SlowRate)
 }
 
 fn pointer(field: &'static str, text: &str) -> Result<PointerBuf, SpecError> {

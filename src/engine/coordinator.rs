@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{
-    rate_limit::Reservation,
+    rate_limit::{RateLimit, Reservation},
     run::{Checkpoint, LeaseState},
 };
 
@@ -34,15 +34,11 @@ pub trait Coordinator: Send + Sync {
     /// Returns the signals that end this attempt.
     fn signals(&self) -> &Signals;
 
-    /// Reserves the next request under the rate limit `limit`, which lets one request pass per `every`.
+    /// Reserves the next request under all of these rate limits, or under none of them.
     ///
     /// # Errors
-    /// When the state of the rate limit cannot be reached.
-    fn reserve_request<'a>(
-        &'a self,
-        limit: &'a str,
-        every: Duration,
-    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>>;
+    /// When the state of the rate limits cannot be reached.
+    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>>;
 
     /// Rejects reservations under the rate limit `limit` for `pause`.
     ///

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    iter,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -19,7 +20,7 @@ use super::{Coordinator, request_slot::RequestSlot, sources::OpenSource};
 use crate::{
     domain::{
         backoff::Backoff,
-        rate_limit::{self, Reservation},
+        rate_limit::{self, RateLimit, Reservation},
         source::{Asking, Pages, RequestRate},
     },
     sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
@@ -93,7 +94,7 @@ impl SourceFetcher {
     /// soon as it has one. Returns `None` where each request waits for itself: a rate counts when requests are sent.
     pub async fn wait_ahead(&self) -> Option<RatePassed> {
         let spec = self.source.spec();
-        if spec.rate.is_some() || matches!(spec.asking, Asking::PerUser(_)) {
+        if spec.rate.is_some() || self.source.host_rate().is_some() || matches!(spec.asking, Asking::PerUser(_)) {
             return None;
         }
         // The request finds a long pause again before it is sent.
@@ -281,9 +282,18 @@ impl SourceFetcher {
     /// Waits until the rate limit lets a request pass. Fails before a long pause, during which the run does not need
     /// a worker.
     async fn wait(&self) -> Result<(), Error> {
-        let RequestRate { every, slack } = self.source.spec().rate.unwrap_or_default();
+        let own = self.source.spec().rate;
         loop {
-            match self.coordinator.reserve_request(&self.limit, every).await {
+            // The policy may change meanwhile.
+            let host = self.source.host_rate();
+            let rates = || own.into_iter().chain(host);
+            let every = rates().map(|rate| rate.every).max().unwrap_or_default();
+            let slack = rates().map(|rate| rate.slack).min().unwrap_or_default();
+            let limits: Vec<RateLimit> = iter::once((self.limit.clone(), own.unwrap_or_default()))
+                .chain(host.map(|rate| (rate_limit::name_of_host(self.source.host()), rate)))
+                .map(|(name, RequestRate { every, .. })| RateLimit { name, every })
+                .collect();
+            match self.coordinator.reserve_request(&limits).await {
                 Ok(Reservation::After(wait)) => {
                     let due = Instant::now() + wait;
                     sleep_until(due).await;

@@ -9,7 +9,7 @@ use crate::{
     api::source::SecretKey,
     domain::{
         secret_scope::{SecretScope, check_operations},
-        source::{Request, SourceSpec},
+        source::{Request, RequestRate, SourceSpec},
     },
     policy::CurrentPolicy,
     secrets::{self, SecretEntry},
@@ -97,6 +97,8 @@ pub(super) struct OpenSource {
     spec: SourceSpec,
     /// Scheme, host and port of the endpoint.
     origin: String,
+    /// Host of the endpoint.
+    host: String,
     /// Client with the Secrets as they were last read. Locked while they are read again, because requests in the
     /// meantime would be refused.
     current: Mutex<(Arc<SourceClient>, Secrets)>,
@@ -111,6 +113,16 @@ impl OpenSource {
     /// Scheme, host and port of the endpoint.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// Host of the endpoint.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Rate of the installation for the host of the endpoint.
+    pub fn host_rate(&self) -> Option<RequestRate> {
+        self.sources.policy.get().rate_of(&self.host)
     }
 
     /// Client for the next request.
@@ -147,6 +159,7 @@ impl Sources {
             namespace: namespace.to_owned(),
             spec: spec.clone(),
             origin: client.origin(),
+            host: client.host(),
             current: Mutex::new((Arc::new(client), secrets)),
         })
     }

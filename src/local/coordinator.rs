@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     future::ready,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     domain::{
-        rate_limit::{RateLimitState, Reservation},
+        rate_limit::{self, RateLimit, RateLimitState, Reservation},
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
@@ -42,9 +42,22 @@ impl MongoClock {
 pub(super) struct RateLimits(Arc<Mutex<HashMap<String, RateLimitState>>>);
 
 impl RateLimits {
-    fn update<T>(&self, name: &str, update: impl FnOnce(&mut RateLimitState) -> T) -> T {
-        let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        update(limits.entry(name.to_owned()).or_default())
+    fn reserve(&self, limits: &[RateLimit], now: Duration) -> Reservation {
+        let mut states = self.lock();
+        let mut found: Vec<_> =
+            limits.iter().map(|limit| states.get(&limit.name).copied().unwrap_or_default()).collect();
+        let mut reserved: Vec<_> = found.iter_mut().zip(limits).map(|(state, limit)| (state, limit.every)).collect();
+        let reservation = rate_limit::reserve(&mut reserved, now);
+        states.extend(limits.iter().map(|limit| limit.name.clone()).zip(found));
+        reservation
+    }
+
+    fn pause(&self, name: &str, now: Duration, pause: Duration) {
+        self.lock().entry(name.to_owned()).or_default().pause(now, pause);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, RateLimitState>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,18 +80,13 @@ impl Coordinator for MemoryCoordinator {
         &self.signals
     }
 
-    fn reserve_request<'a>(
-        &'a self,
-        limit: &'a str,
-        every: Duration,
-    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
-        let now = self.clock.since.elapsed();
-        ready(Ok(self.limits.update(limit, |limit| limit.reserve(now, every)))).boxed()
+    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
+        ready(Ok(self.limits.reserve(limits, self.clock.since.elapsed()))).boxed()
     }
 
     fn pause_requests<'a>(&'a self, limit: &'a str, pause: Duration) -> BoxFuture<'a, Result<(), CoordinationError>> {
         let now = self.clock.since.elapsed();
-        self.limits.update(limit, |limit| limit.pause(now, pause));
+        self.limits.pause(limit, now, pause);
         ready(Ok(())).boxed()
     }
 

@@ -1,6 +1,6 @@
 //! The policy file of an installation: reading and validation, with the positions of mistakes.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, sync::LazyLock};
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, sync::LazyLock, time::Duration};
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -12,20 +12,29 @@ use super::{
     schema::{self, join},
     yaml::{self, Content, Node, Position},
 };
-use crate::domain::{
-    egress::AddressRule,
-    policy::{AddressEntry, MongoRights, Policy, Scope, TenantEntry, database_name},
+use crate::{
+    api::GoDuration,
+    domain::{
+        egress::AddressRule,
+        policy::{AddressEntry, MongoRights, Policy, Scope, TenantEntry, database_name},
+        source::RequestRate,
+    },
 };
 
 const MAX_LABEL: usize = 63;
 /// Allowed values of `tenants[].runs`.
 const RUNS: RangeInclusive<u32> = 1..=10_000;
 
+/// Allowed values of `rates[].requests` and `rates[].per`, as for `source.rateLimit`.
+const REQUESTS: RangeInclusive<u32> = 1..=100_000;
+const PERIODS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
+
 /// The file as its author writes it. An absent list differs from an empty list.
 #[derive(Deserialize, JsonSchema)]
 struct PolicyDocument {
     tenants: Option<Vec<TenantItem>>,
     addresses: Option<Vec<AddressItem>>,
+    rates: Option<Vec<RateItem>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -54,6 +63,13 @@ struct AddressItem {
     namespaces: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
     networks: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct RateItem {
+    host: String,
+    requests: u32,
+    per: Option<String>,
 }
 
 /// Reads and validates a policy. `file` is its name in findings.
@@ -152,7 +168,37 @@ fn convert(document: PolicyDocument, report: &mut Report<'_>) -> Policy {
         let networks = item.networks.map(|networks| convert_networks(&networks, &format!("{path}.networks"), report));
         addresses.push(AddressEntry { name: item.name, scope, rule: AddressRule { hosts, networks } });
     }
-    Policy { tenants, addresses, everywhere: Vec::new() }
+    let rates = convert_rates(document.rates.unwrap_or_default(), report);
+    Policy { tenants, addresses, rates, everywhere: Vec::new() }
+}
+
+fn convert_rates(items: Vec<RateItem>, report: &mut Report<'_>) -> BTreeMap<String, RequestRate> {
+    let mut rates = BTreeMap::new();
+    for (index, RateItem { host, requests, per }) in items.into_iter().enumerate() {
+        let path = format!("rates[{index}]");
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        if let Err(message) = check_host(&host) {
+            report.error(&format!("{path}.host"), message);
+        } else if host.starts_with("*.") {
+            report.error(&format!("{path}.host"), "a rate belongs to one host: write its whole name");
+        }
+        if !REQUESTS.contains(&requests) {
+            let message = format!("{requests} is out of range: write {} to {}", REQUESTS.start(), REQUESTS.end());
+            report.error(&format!("{path}.requests"), message);
+        }
+        let per = per.map_or(Ok(Duration::from_secs(1)), |per| GoDuration::new(per).parse());
+        match per.ok().filter(|per| PERIODS.contains(per)) {
+            None => report.error(&format!("{path}.per"), "is no duration from 1s to 24h: write 1s, 5m or 1h"),
+            Some(per) => match RequestRate::new(requests, per) {
+                None => report.error(&path, "less than one request per minute: raise requests, or lower per"),
+                Some(rate) if rates.insert(host.clone(), rate).is_some() => {
+                    report.error(&format!("{path}.host"), format!("{host} has a rate already: remove one of them"));
+                }
+                Some(_) => {}
+            },
+        }
+    }
+    rates
 }
 
 fn convert_tenants(
@@ -293,6 +339,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_belongs_to_a_host() {
+        let text = "rates: [{host: API.example., requests: 600, per: 1m}, {host: b.example, requests: 10}]";
+        let policy = parse_policy("p.yaml", text).unwrap();
+        assert_eq!(policy.rate_of("api.example"), RequestRate::new(600, Duration::from_mins(1)));
+        assert_eq!(policy.rate_of("b.example."), RequestRate::new(10, Duration::from_secs(1)));
+        assert_eq!(policy.rate_of("x.b.example"), None);
+    }
+
+    #[test]
     fn a_policy_has_the_entries_of_its_file() {
         let text = "addresses:\n- name: api\n  namespaces: [team-a]\n  hosts: [API.example., \"*.svc\"]\n  networks: \
                     [10.96.0.0/12]\n- {name: lab, networks: [\"fd12::/16\"], namespaces: []}\n";
@@ -328,6 +383,20 @@ mod tests {
             ("addresses:\n- hosts: [x]", "p.yaml:2:3: error: addresses[0].name: is required: add it"),
             ("addresses: [{name: a}]", "p.yaml:1:13: error: addresses[0]: hosts or networks is needed: add one"),
             ("tenants:", "p.yaml:1:1: error: tenants: must not be null: set it, write [] for an empty list"),
+            (
+                "rates: [{host: a.example, requests: 1, per: 2m}]",
+                "p.yaml:1:9: error: rates[0]: less than one request per minute: raise requests, or lower per",
+            ),
+            ("rates: [{host: a.example, requests: 0}]", "p.yaml:1:27: error: rates[0].requests: 0 is out of range"),
+            (
+                "rates: [{host: a.example, requests: 9, per: 25h}]",
+                "p.yaml:1:40: error: rates[0].per: is no duration from 1s to 24h",
+            ),
+            ("rates: [{host: \"*.a.example\", requests: 9}]", "p.yaml:1:10: error: rates[0].host: a rate belongs to"),
+            (
+                "rates: [{host: a.example, requests: 9}, {host: A.example., requests: 8}]",
+                "p.yaml:1:42: error: rates[1].host: a.example has a rate already",
+            ),
             (
                 "tenants: [{name: a, namespaces: [x], runs: 0}]",
                 "p.yaml:1:38: error: tenants[0].runs: 0 is out of range: write 1 to 10000",

@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use super::{Error, Queue, scripts};
-use crate::domain::rate_limit::Reservation;
+use crate::domain::rate_limit::{RateLimit, Reservation};
 
 impl Queue {
-    /// Reserves the next request under the rate limit `limit`, which lets one request pass per `every`. A reservation that
-    /// is not used is lost.
+    /// Reserves the next request under all of these rate limits, or under none of them. A reservation that is not used is
+    /// lost.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reserve_request(&self, limit: &str, every: Duration) -> Result<Reservation, Error> {
-        self.reserve(limit, every, Duration::ZERO).await
+    pub async fn reserve_request(&self, limits: &[RateLimit]) -> Result<Reservation, Error> {
+        let limits = limits.iter().map(|RateLimit { name, every }| (name.as_str(), *every));
+        self.reserve(limits, Duration::ZERO).await
     }
 
     /// Rejects reservations under the rate limit `limit` for `pause`. Earlier reservations stay valid.
@@ -21,12 +22,19 @@ impl Queue {
     /// # Errors
     /// When Redis does not answer.
     pub async fn pause_requests(&self, limit: &str, pause: Duration) -> Result<(), Error> {
-        self.reserve(limit, Duration::ZERO, pause).await.map(drop)
+        self.reserve([(limit, Duration::ZERO)], pause).await.map(drop)
     }
 
-    async fn reserve(&self, limit: &str, every: Duration, pause: Duration) -> Result<Reservation, Error> {
+    async fn reserve<'a>(
+        &self,
+        limits: impl IntoIterator<Item = (&'a str, Duration)>,
+        pause: Duration,
+    ) -> Result<Reservation, Error> {
         let mut call = self.script(&scripts::RATE_LIMIT);
-        call.key(self.keys.rate_limit(limit)).arg(every.as_micros() as u64).arg(pause.as_micros() as u64);
+        call.arg(pause.as_micros() as u64);
+        for (name, every) in limits {
+            call.key(self.keys.rate_limit(name)).arg(every.as_micros() as u64);
+        }
         let (is_reserved, wait): (bool, u64) = self.call(&call, "reserve a request").await?;
         let wait = Duration::from_micros(wait);
         Ok(if is_reserved { Reservation::After(wait) } else { Reservation::RetryAfter(wait) })

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{
-        rate_limit::Reservation,
+        rate_limit::{RateLimit, Reservation},
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
@@ -59,12 +59,8 @@ impl Coordinator for QueueCoordinator {
         &self.signals
     }
 
-    fn reserve_request<'a>(
-        &'a self,
-        limit: &'a str,
-        every: Duration,
-    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
-        async move { Ok(self.queue.reserve_request(limit, every).await?) }.boxed()
+    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
+        async move { Ok(self.queue.reserve_request(limits).await?) }.boxed()
     }
 
     fn pause_requests<'a>(&'a self, limit: &'a str, pause: Duration) -> BoxFuture<'a, Result<(), CoordinationError>> {

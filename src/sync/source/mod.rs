@@ -163,6 +163,12 @@ impl SourceClient {
         self.endpoint.origin().ascii_serialization()
     }
 
+    /// Host of the endpoint.
+    #[must_use]
+    pub fn host(&self) -> String {
+        self.endpoint.host_str().unwrap_or_default().to_owned()
+    }
+
     /// Creates the client of a source at addresses that `egress` allows.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use sync_operator::{
 use super::{ALLOWED, spec, with};
 use crate::{
     support::{TestEnv, eventually},
+    tenants::PolicyFile,
     upstream::{Instead, Upstream},
 };
 
@@ -56,4 +57,22 @@ async fn a_slow_rate_delays_only_its_namespace() {
     wait_for(&env, "b", State::Completed).await;
     assert_eq!(state(&env, "a").await, State::Active, "its second request waits for a minute");
     assert_eq!(upstream.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_rate_of_the_policy_counts_for_all_namespaces() {
+    let (env, upstream) = (TestEnv::new().await, Upstream::start().await);
+    env.seed(100, 0).await;
+    let addresses = "addresses: [{name: here, networks: [127.0.0.0/8, \"::1/128\"]}]";
+    let file = PolicyFile::new(&format!("{addresses}\nrates: [{{host: localhost, requests: 1, per: 1m}}]"));
+    let worker = env.operator("worker", &["--workers", "3", "--policy-file", file.path()]);
+    let endpoint = upstream.url.replace("127.0.0.1", "localhost");
+    enqueue(&env, "a", with(&upstream, &json!({"endpoint": endpoint}))).await;
+    wait_for(&env, "a", State::Completed).await;
+    enqueue(&env, "b", with(&upstream, &json!({"endpoint": endpoint}))).await;
+    enqueue(&env, "c", spec(&upstream)).await;
+    wait_for(&env, "c", State::Completed).await;
+    assert_eq!((state(&env, "b").await, upstream.requests()), (State::Active, 2), "another host has no rate");
+    file.replace(addresses, &worker, "the new policy applies").await;
+    wait_for(&env, "b", State::Completed).await;
 }
