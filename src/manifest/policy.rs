@@ -185,6 +185,7 @@ fn convert_rates(items: Vec<RateItem>, report: &mut Report<'_>) -> BTreeMap<Stri
         if !REQUESTS.contains(&requests) {
             let message = format!("{requests} is out of range: write {} to {}", REQUESTS.start(), REQUESTS.end());
             report.error(&format!("{path}.requests"), message);
+            continue;
         }
         let per = per.map_or(Ok(Duration::from_secs(1)), |per| GoDuration::new(per).parse());
         match per.ok().filter(|per| PERIODS.contains(per)) {

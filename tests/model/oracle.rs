@@ -627,7 +627,7 @@ impl<'a> Oracle<'a> {
                 || "the source had it all the time".to_owned(),
             );
             if why.0.is_empty() {
-                self.marked.insert((subject.id.to_owned(), this.at), started);
+                self.marked.insert((subject.id.to_owned(), this.at), self.absent_since(this, number));
                 violations
                     .require(date(new, &this.source.missing_field).is_some(), || format!("{}: {new}", subject.id));
                 let field = format!("active_{}", this.source.field);
@@ -640,6 +640,15 @@ impl<'a> Oracle<'a> {
             all.push(format!("run {}, {}", this.run.number, why.0.join(", ")));
         }
         violations.0.push(format!("{} was marked: {}: {old}", subject.id, all.join("; ")));
+    }
+
+    /// Time since which no answer may list a number that a run has marked: the begin of its walk. Where each document has
+    /// a request, only the answer about this number counts, and another run may have listed it shortly before.
+    fn absent_since(&self, this: &ObservedRun<'_>, number: u32) -> i64 {
+        let is_own =
+            |answer: &&Answer| answer.run == this.run.number && answer.reported.iter().any(|(it, _)| *it == number);
+        let own = self.answers.iter().filter(is_own).map(|answer| answer.at).max();
+        own.filter(|_| this.source.way == Way::PerUser).unwrap_or(this.run.started)
     }
 
     #[allow(clippy::too_many_arguments)]
