@@ -486,8 +486,7 @@ fn project_onto_status(status: &mut SyncJobStatus, job: &SyncJob, run: &Run, now
         }
         State::Delayed if run.attempts == 0 => {
             status.phase = Some(Phase::Queued);
-            let message =
-                "Waiting for a worker whose copy of the policy allows the run, and which has a place for its MongoDB";
+            let message = "Waiting for a worker whose copy of the policy allows the run, and which can open a client of its MongoDB";
             reconciling(reasons::QUEUED, message.to_owned());
         }
         State::Delayed => {

@@ -27,7 +27,7 @@ use crate::{
 const IDLE: Duration = Duration::from_mins(5);
 /// Interval between searches for such clients.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// Time after which a run is claimed again for which there was no place for a client.
+/// Time after which a run is claimed again that found too many clients open.
 const FULL_PAUSE: Duration = Duration::from_secs(30);
 /// Longest wait for the records of a name.
 const RECORDS: Duration = Duration::from_secs(30);
@@ -114,7 +114,7 @@ impl Clients {
     /// Returns the client for these contents of the Secrets. A client with other contents is closed when its runs end.
     ///
     /// # Errors
-    /// When the string cannot be used, the policy does not allow a host, or there is no place for a client.
+    /// When the string cannot be used, the policy does not allow a host, or too many clients are open.
     pub async fn open(&self, key: ClientKey, string: OwnString, ca: Option<Vec<u8>>) -> Result<Arc<OwnClient>, Error> {
         let content = (string, ca);
         if let Some(client) = self.find(&key, &content) {

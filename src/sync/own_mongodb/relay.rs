@@ -209,7 +209,7 @@ impl Shared {
     async fn serve(self: Arc<Self>, mut driver: TcpStream) {
         driver.set_nodelay(true).ok();
         let Ok(Ok((route, host, port))) = timeout(HANDSHAKE, self.handshake(&mut driver)).await else { return };
-        let Some(_place) = self.place(&route) else {
+        let Some(_permit) = self.acquire(&route) else {
             route.record(Failure::Unusable("too many connections of the namespace are open".to_owned()));
             socks::answer(&mut driver, socks::Answer::Failed).await.ok();
             return;
@@ -250,15 +250,15 @@ impl Shared {
         Ok((route, host, port))
     }
 
-    /// Takes a place for a connection. `None`: the process, or the namespace, has too many.
-    fn place(&self, route: &Arc<Route>) -> Option<Place> {
+    /// Acquires the permit of a connection. `None`: the process, or the namespace, has too many.
+    fn acquire(&self, route: &Arc<Route>) -> Option<ConnectionPermit> {
         let routes = lock(&self.routes);
         let count = |routes: &mut dyn Iterator<Item = &Arc<Route>>| -> usize {
             routes.map(|route| route.connections.load(Ordering::Relaxed)).sum()
         };
         let all = count(&mut routes.values());
         let of_namespace = count(&mut routes.values().filter(|other| other.namespace == route.namespace));
-        (all < MAX_CONNECTIONS && of_namespace < MAX_CONNECTIONS / 2).then(|| Place::take(route))
+        (all < MAX_CONNECTIONS && of_namespace < MAX_CONNECTIONS / 2).then(|| ConnectionPermit::take(route))
     }
 
     async fn connect(&self, route: &Route, host: String, port: u16) -> Result<(Peer, Box<dyn Stream>), Failure> {
@@ -341,17 +341,17 @@ impl Route {
     }
 }
 
-/// Place of a connection.
-struct Place(Arc<Route>);
+/// Permit of a connection.
+struct ConnectionPermit(Arc<Route>);
 
-impl Place {
+impl ConnectionPermit {
     fn take(route: &Arc<Route>) -> Self {
         route.connections.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(route))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
