@@ -100,7 +100,10 @@ async fn a_controller_without_lease_rights_is_unready_with_a_reason() {
     };
     eventually("the Lease is missing", async || readyz().await.filter(|seen| *seen == (503, json!(["lease"])))).await;
     let log = controller.log();
-    assert!(log.lines().any(|line| line.contains("the Lease cannot be") && line.contains("forbidden")), "{log}");
+    assert!(
+        log.lines().any(|line| line.contains("could not read or write the Lease") && line.contains("forbidden")),
+        "{log}"
+    );
 
     let leases = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
     allow(&env, &user, "default", leases).await;
