@@ -116,9 +116,8 @@ impl RunQuotas {
             }
             let _reading = self.reading.lock().await;
             if self.state_if_counted().is_none() {
-                let uids = queue.unfinished().await?;
+                let uids = queue.claimable_or_active().await?;
                 let mut state = self.lock();
-                // A suspended run counts until its SyncJob is reconciled, which is now.
                 let jobs = uids.iter().filter_map(|uid| cluster.job(uid)).filter(|job| !job::is_finished(job));
                 for job in jobs {
                     let namespace = job.metadata.namespace.as_deref().unwrap_or_default();

@@ -673,6 +673,14 @@ impl Queue {
         self.members(0..4).await
     }
 
+    /// Ids of every run that is waiting, delayed or active, so that workers execute it without further calls.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn claimable_or_active(&self) -> Result<Vec<String>, Error> {
+        self.members(0..3).await
+    }
+
     /// Ids of every run that has ended, and is not forgotten yet.
     ///
     /// # Errors
