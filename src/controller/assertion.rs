@@ -173,7 +173,12 @@ async fn assert_unfinished(context: &Context, is_restored: bool) -> Result<usize
             .iter()
             .filter_map(|reference| context.cluster.jobs.get(reference))
             .filter(|job| !job::is_finished(job));
-        let known: Vec<_> = jobs.map(|job| AssertedRun::from_job(&job, context.clock.now())).collect();
+        let known: Vec<_> = jobs
+            .map(|job| {
+                let waits = context.quotas.is_waiting(&job.uid().unwrap_or_default());
+                AssertedRun::from_job(&job, waits, context.clock.now())
+            })
+            .collect();
         let known: Vec<_> = known.iter().map(AssertedRun::as_run).collect();
         if !context.leadership.is_held() {
             return Err(Error::NotLeading);
@@ -193,8 +198,8 @@ struct AssertedRun {
 }
 
 impl AssertedRun {
-    fn from_job(job: &SyncJob, now: Timestamp) -> Self {
-        let (desired, recorded) = (job::asserted_state(job), job::recorded(job, now));
+    fn from_job(job: &SyncJob, waits: bool, now: Timestamp) -> Self {
+        let (desired, recorded) = (job::asserted_state(job, waits), job::recorded(job, now));
         Self {
             uid: job.uid().unwrap_or_default(),
             desired,

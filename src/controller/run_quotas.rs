@@ -92,6 +92,11 @@ impl RunQuotas {
         Ok(true)
     }
 
+    /// True while a run waits for the quota, although its SyncJob may not report this yet.
+    pub fn is_waiting(&self, uid: &str) -> bool {
+        self.lock().quota.is_waiting(uid)
+    }
+
     /// Forgets a run that has left the queue, and sends the next run of its namespace.
     pub fn release(&self, uid: &str) {
         let next = self.lock().quota.release(uid);

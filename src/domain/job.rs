@@ -256,13 +256,14 @@ pub fn wait_for_quota(plan: &mut JobPlan, job: &SyncJob, run: Option<&Run>, (lim
     conditions::set(&mut status.conditions, RECONCILING, true, reasons::TENANT_LIMIT, message, generation, now);
 }
 
-/// Desired state that is asserted in Redis. A suspended or held run that waits for the quota stays so.
+/// Desired state that is asserted in Redis. A suspended or held run that waits for the quota stays so. `waits`: this
+/// process lets the run wait, although the status may not say so yet.
 #[must_use]
-pub fn asserted_state(job: &SyncJob) -> DesiredState {
+pub fn asserted_state(job: &SyncJob, waits: bool) -> DesiredState {
     let conditions = job.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let waits = conditions::find(conditions, RECONCILING).is_some_and(|it| it.reason == reasons::TENANT_LIMIT);
+    let has_reason = conditions::find(conditions, RECONCILING).is_some_and(|it| it.reason == reasons::TENANT_LIMIT);
     let desired = DesiredState::from(job);
-    if !waits {
+    if !waits && !has_reason {
         return desired;
     }
     let suspended = desired.suspended || conditions::is_true(conditions, SUSPENDED);
@@ -711,7 +712,12 @@ mod tests {
         run.desired.priority = 7;
         let next = decide_at(&resumed, Some(&run), 170);
         assert_eq!((next.control, next.status), (None, plan.status), "nothing changes while the run waits");
-        assert!(asserted_state(&resumed).suspended, "a resync does not resume the run");
+        assert!(asserted_state(&resumed, false).suspended, "a resync does not resume the run");
+        let suspended = decide(&job(serde_json::json!({"suspended": true})), Some(&run), at(150)).status;
+        let before_the_report = SyncJob { status: Some(suspended), ..resumed.clone() };
+        for waits in [false, true] {
+            assert_eq!(asserted_state(&before_the_report, waits).suspended, waits);
+        }
         let plan = decide(&resumed, Some(&run), at(180));
         assert_eq!(plan.control, Some(DesiredState { priority: 7, ..DesiredState::default() }));
     }

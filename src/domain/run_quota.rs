@@ -71,6 +71,12 @@ impl RunQuota {
         self.waiting_in(&namespace).next().cloned()
     }
 
+    /// True while a run waits for the quota.
+    #[must_use]
+    pub fn is_waiting(&self, uid: &str) -> bool {
+        self.waiting_by_uid.contains_key(uid)
+    }
+
     /// Ids of the runs that count or wait.
     pub fn uids(&self) -> Vec<String> {
         self.counted.keys().chain(self.waiting_by_uid.keys()).cloned().collect()
