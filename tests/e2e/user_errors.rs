@@ -101,7 +101,7 @@ fn an_unusable_server_is_reported_in_log_and_readiness() {
         ("Redis", "connection refused", redis_secret("redis-nowhere", ""), mongodb_secret("mongodb-ca")),
         ("Redis", "password", redis_secret("redis-wrong", "redis-ca"), mongodb_secret("mongodb-ca")),
         ("Redis", "certificate", redis_secret("redis-right", "stranger"), mongodb_secret("mongodb-ca")),
-        ("MongoDB", "credentials", redis_secret("redis-right", "redis-ca"), mongodb_secret("mongodb-ca")),
+        ("MongoDB", "the user or the password", redis_secret("redis-right", "redis-ca"), mongodb_secret("mongodb-ca")),
         ("MongoDB", "certificate", redis_secret("redis-right", "redis-ca"), mongodb_secret("stranger")),
     ];
     let namespace = &namespace;
