@@ -381,12 +381,13 @@ pub async fn run(
         database: settings.database,
     });
     let config = || Config::default().concurrency(CONCURRENCY);
-    let upset = || upsets(&context);
+    // SyncSchedules and SyncAlerts also depend on the clock.
+    let changes_of_all = || stream::select(global_changes(&context), clock.changes());
 
     let schedules = Controller::for_shared_stream(streams.schedules, cluster.schedules.clone())
         .reconcile_on(UnboundedReceiverStream::new(streams.owners))
         .reconcile_on(stream::select(admitted_starts.schedules, admitted_reports.schedules))
-        .reconcile_all_on(upset())
+        .reconcile_all_on(changes_of_all())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
@@ -412,7 +413,7 @@ pub async fn run(
         .reconcile_on(UnboundedReceiverStream::new(streams.watching))
         .reconcile_on(UnboundedReceiverStream::new(delivered))
         .reconcile_on(admitted_reports.alerts)
-        .reconcile_all_on(upset())
+        .reconcile_all_on(changes_of_all())
         .with_config(config())
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(
@@ -484,17 +485,15 @@ fn changes(cluster: &Cluster, queue: &Queue) -> impl Stream<Item = ObjectRef<Syn
 }
 
 /// Stream of the changes that concern all objects: Redis is available again or not, another process leads or owns the
-/// queue, a clock was set, or the policy has changed.
-fn upsets(context: &Context) -> impl Stream<Item = ()> + Send + use<> {
-    let recovered = stream::select(
-        WatchStream::from_changes(context.queue_available.clone()).map(drop),
-        stream::select(
-            WatchStream::from_changes(context.leadership.changes()).map(drop),
-            WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
-        ),
+/// queue, or the policy has changed.
+fn global_changes(context: &Context) -> impl Stream<Item = ()> + Send + use<> {
+    let leader = stream::select(
+        WatchStream::from_changes(context.leadership.changes()).map(drop),
+        WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
     );
+    let available = WatchStream::from_changes(context.queue_available.clone()).map(drop);
     let policy = WatchStream::from_changes(context.policy.changes()).map(drop);
-    stream::select(recovered, stream::select(context.clock.changes(), policy))
+    stream::select(stream::select(available, policy), leader)
 }
 
 /// Stream of all unfinished SyncJobs, in each resync, when Redis is available again, and when the policy, the leader or
@@ -504,12 +503,6 @@ fn unfinished(
     resync: Duration,
     context: &Context,
 ) -> impl Stream<Item = ObjectRef<SyncJob>> + Send + use<> {
-    let available = WatchStream::from_changes(context.queue_available.clone()).map(drop);
-    let leader = stream::select(
-        WatchStream::from_changes(context.leadership.changes()).map(drop),
-        WatchStream::from_changes(context.leadership.ownership_changes()).map(drop),
-    );
-    let policy = WatchStream::from_changes(context.policy.changes()).map(drop);
     let cluster = cluster.clone();
     let mut ticks = interval(resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -517,7 +510,7 @@ fn unfinished(
         ticks.tick().await;
         Some(((), ticks))
     });
-    stream::select(stream::select(ticks, policy), stream::select(available, leader)).flat_map(move |()| {
+    stream::select(ticks, global_changes(context)).flat_map(move |()| {
         let jobs: Vec<_> = cluster.jobs.state().iter().map(|job| ObjectRef::from_obj(&**job)).collect();
         stream::iter(jobs)
     })

@@ -25,9 +25,9 @@ pub fn name_of_host(host: &str) -> String {
     format!("host/{host}")
 }
 
-/// Rate limit that a request needs.
+/// Rate limit that a request needs. All requests with its name share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RateLimit {
+pub struct SharedRateLimit {
     /// Name, unique in the queue.
     pub name: String,
     /// Least time from one request to the next.

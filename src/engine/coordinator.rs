@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{
-    rate_limit::{RateLimit, Reservation},
+    rate_limit::{Reservation, SharedRateLimit},
     run::{Checkpoint, LeaseState},
 };
 
@@ -38,7 +38,10 @@ pub trait Coordinator: Send + Sync {
     ///
     /// # Errors
     /// When the state of the rate limits cannot be reached.
-    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>>;
+    fn reserve_request<'a>(
+        &'a self,
+        limits: &'a [SharedRateLimit],
+    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>>;
 
     /// Rejects reservations under the rate limit `limit` for `pause`.
     ///

@@ -20,7 +20,7 @@ use super::{Coordinator, request_slot::RequestSlot, sources::OpenSource};
 use crate::{
     domain::{
         backoff::Backoff,
-        rate_limit::{self, RateLimit, Reservation},
+        rate_limit::{self, Reservation, SharedRateLimit},
         source::{Asking, Pages, RequestRate},
     },
     sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
@@ -289,9 +289,9 @@ impl SourceFetcher {
             let rates = || own.into_iter().chain(host);
             let every = rates().map(|rate| rate.every).max().unwrap_or_default();
             let slack = rates().map(|rate| rate.slack).min().unwrap_or_default();
-            let limits: Vec<RateLimit> = iter::once((self.limit.clone(), own.unwrap_or_default()))
+            let limits: Vec<SharedRateLimit> = iter::once((self.limit.clone(), own.unwrap_or_default()))
                 .chain(host.map(|rate| (rate_limit::name_of_host(self.source.host()), rate)))
-                .map(|(name, RequestRate { every, .. })| RateLimit { name, every })
+                .map(|(name, RequestRate { every, .. })| SharedRateLimit { name, every })
                 .collect();
             match self.coordinator.reserve_request(&limits).await {
                 Ok(Reservation::After(wait)) => {

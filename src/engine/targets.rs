@@ -7,7 +7,7 @@ use crate::{
         secret_scope::{OutOfScope, SecretScope},
     },
     policy::CurrentPolicy,
-    sync::{ClientKey, Clients, Deployment, Error, Failure, OwnString},
+    sync::{ClientKey, Clients, ConnectionFailure, Deployment, Error, OwnString},
 };
 
 use super::{AttemptResult, SecretReader};
@@ -65,7 +65,7 @@ impl Targets {
 
     /// Drops the client of an own MongoDB that an attempt could not reach, so that the next one looks up its hosts again.
     /// Returns the latest failure of the client's connections.
-    pub fn forget_unreachable(&self, deployment: &Deployment, result: &AttemptResult) -> Option<Failure> {
+    pub fn forget_unreachable(&self, deployment: &Deployment, result: &AttemptResult) -> Option<ConnectionFailure> {
         let (Some(client), AttemptResult::Retry(outcome)) = (deployment.own_client(), result) else { return None };
         if outcome.reason != UNREACHABLE {
             return None;
@@ -78,8 +78,8 @@ impl Targets {
     #[must_use]
     pub fn explain(&self, deployment: &Deployment, result: AttemptResult) -> AttemptResult {
         match self.forget_unreachable(deployment, &result) {
-            Some(Failure::NotAllowed(message)) => AttemptResult::from(&Error::InvalidTarget(message)),
-            Some(Failure::Unusable(cause)) => {
+            Some(ConnectionFailure::NotAllowed(message)) => AttemptResult::from(&Error::InvalidTarget(message)),
+            Some(ConnectionFailure::Unusable(cause)) => {
                 let message = format!("the MongoDB of target.uriSecretRef could not be reached: {cause}");
                 AttemptResult::from(&Error::Attempt { reason: UNREACHABLE, message })
             }

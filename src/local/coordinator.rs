@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     domain::{
-        rate_limit::{self, RateLimit, RateLimitState, Reservation},
+        rate_limit::{self, RateLimitState, Reservation, SharedRateLimit},
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
@@ -42,7 +42,7 @@ impl MongoClock {
 pub(super) struct RateLimits(Arc<Mutex<HashMap<String, RateLimitState>>>);
 
 impl RateLimits {
-    fn reserve(&self, limits: &[RateLimit], now: Duration) -> Reservation {
+    fn reserve(&self, limits: &[SharedRateLimit], now: Duration) -> Reservation {
         let mut states = self.lock();
         let mut found: Vec<_> =
             limits.iter().map(|limit| states.get(&limit.name).copied().unwrap_or_default()).collect();
@@ -80,7 +80,10 @@ impl Coordinator for MemoryCoordinator {
         &self.signals
     }
 
-    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
+    fn reserve_request<'a>(
+        &'a self,
+        limits: &'a [SharedRateLimit],
+    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
         ready(Ok(self.limits.reserve(limits, self.clock.since.elapsed()))).boxed()
     }
 

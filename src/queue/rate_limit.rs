@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Error, Queue, scripts};
-use crate::domain::rate_limit::{RateLimit, Reservation};
+use crate::domain::rate_limit::{Reservation, SharedRateLimit};
 
 impl Queue {
     /// Reserves the next request under all of these rate limits, or under none of them. A reservation that is not used is
@@ -12,8 +12,8 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reserve_request(&self, limits: &[RateLimit]) -> Result<Reservation, Error> {
-        let limits = limits.iter().map(|RateLimit { name, every }| (name.as_str(), *every));
+    pub async fn reserve_request(&self, limits: &[SharedRateLimit]) -> Result<Reservation, Error> {
+        let limits = limits.iter().map(|SharedRateLimit { name, every }| (name.as_str(), *every));
         self.reserve(limits, Duration::ZERO).await
     }
 

@@ -13,5 +13,5 @@ pub use collection::{
     Batch, BatchResult, Deployment, FoundJournal, PageEnd, PutBack, RemovalCandidates, States, TargetCollection,
 };
 pub use error::{Error, Unavailable};
-pub use own_mongodb::{ClientKey, Clients, Failure, NotUsable, OwnClient, OwnString};
+pub use own_mongodb::{ClientKey, Clients, ConnectionFailure, NotUsable, OwnClient, OwnString};
 pub use source::{Doubt, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};

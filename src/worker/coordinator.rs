@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{
-        rate_limit::{RateLimit, Reservation},
+        rate_limit::{Reservation, SharedRateLimit},
         run::{Checkpoint, LeaseState},
     },
     engine::{CoordinationError, Coordinator, Signals},
@@ -59,7 +59,10 @@ impl Coordinator for QueueCoordinator {
         &self.signals
     }
 
-    fn reserve_request<'a>(&'a self, limits: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
+    fn reserve_request<'a>(
+        &'a self,
+        limits: &'a [SharedRateLimit],
+    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
         async move { Ok(self.queue.reserve_request(limits).await?) }.boxed()
     }
 

@@ -1,10 +1,11 @@
 //! The chart, installed with Helm.
 
-use std::{fs, future::IntoFuture, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use bson::{Document, doc};
 use mongodb::Collection;
 use serde_json::json;
+use test_support::eventually;
 
 use super::{
     getting_started::wait_until_complete,
@@ -126,26 +127,18 @@ impl Data {
     }
 }
 
-/// Repeats an operation on MongoDB, because a busy machine interrupts a forwarded connection.
-async fn with_retries<T, F: Future<Output = mongodb::error::Result<T>>>(operation: impl Fn() -> F) -> T {
-    for _ in 0..20 {
-        match operation().await {
-            Ok(result) => return result,
-            Err(error) => eprintln!("MongoDB behind the forwarded port: {error}; retrying"),
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    operation().await.unwrap()
-}
-
 /// Ends the slow run of `namespace` soon, and checks that the run has stamped each document once and spent no attempt.
 /// The documents that the run has not reached are deleted, because the test has seen what it waits for.
 pub async fn assert_run_ends_without_loss(namespace: &str, documents: &Collection<Document>) {
     let job = get(&format!("syncjob run --namespace {namespace}"));
     assert!(job["status"]["phase"] != "Complete", "the run was too short: {job}");
-    with_retries(|| documents.delete_many(doc! {"lastSynced": {"$exists": false}}).into_future()).await;
+    // A busy machine interrupts the forwarded connection at times.
+    let unreached = doc! {"lastSynced": {"$exists": false}};
+    eventually("MongoDB deletes documents", async || documents.delete_many(unreached.clone()).await.ok()).await;
     let status = wait_until_complete(namespace, "run")["status"].take();
-    let count = |filter: Document| with_retries(move || documents.count_documents(filter.clone()).into_future());
+    let count = async |filter: Document| {
+        eventually("MongoDB counts", async || documents.count_documents(filter.clone()).await.ok()).await
+    };
     let stamped = count(doc! {"lastSynced": {"$type": "date"}}).await;
     assert_eq!(count(doc! {}).await, stamped);
     // A document that the run had read before it was deleted counts as unchanged.

@@ -20,7 +20,7 @@ use sync_operator::{
     api::SyncJobSpec,
     domain::{
         policy::Policy,
-        rate_limit::{RateLimit, Reservation},
+        rate_limit::{Reservation, SharedRateLimit},
         run::{Checkpoint, LeaseState, RunSpec},
     },
     engine::{
@@ -131,7 +131,10 @@ impl Coordinator for TestCoordinator {
         &self.signals
     }
 
-    fn reserve_request<'a>(&'a self, _: &'a [RateLimit]) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
+    fn reserve_request<'a>(
+        &'a self,
+        _: &'a [SharedRateLimit],
+    ) -> BoxFuture<'a, Result<Reservation, CoordinationError>> {
         ready(Ok(Reservation::After(Duration::ZERO))).boxed()
     }
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    relay::{Failure, Registration, Relay, TooMany, tls},
+    relay::{ConnectionFailure, Registration, Relay, TooMany, tls},
     string::{NotUsable, OwnString},
 };
 use crate::{
@@ -69,7 +69,7 @@ impl OwnClient {
 
     /// Latest failure of a connection, unless it is old.
     #[must_use]
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<ConnectionFailure> {
         self.registration.failure()
     }
 }

@@ -20,7 +20,7 @@ const MEMORY: usize = 40 << 20;
 
 /// Reason for which a connection has ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
+pub(super) enum ConnectionEnd {
     /// One of the two sides closed it, or broke the order of request and answer.
     #[error(transparent)]
     Closed(#[from] io::Error),
@@ -63,7 +63,7 @@ fn out_of_order() -> io::Error {
 }
 
 /// Forwards requests and answers in turn, until a side closes the connection.
-pub(super) async fn forward<D, S>(driver: &mut D, server: &mut S, memory: &AnswerMemory) -> Ended
+pub(super) async fn forward<D, S>(driver: &mut D, server: &mut S, memory: &AnswerMemory) -> ConnectionEnd
 where
     D: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
@@ -111,7 +111,7 @@ async fn forward_answer<D, S>(
     server: &mut S,
     command: CommandKind,
     memory: &AnswerMemory,
-) -> Result<(), Ended>
+) -> Result<(), ConnectionEnd>
 where
     D: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + Unpin,
@@ -135,7 +135,7 @@ async fn read_answer<S: AsyncRead + Unpin>(
     server: &mut S,
     command: CommandKind,
     memory: &AnswerMemory,
-) -> Result<(Vec<u8>, Permits), Ended> {
+) -> Result<(Vec<u8>, Permits), ConnectionEnd> {
     let mut head = [0; HEADER];
     server.read_exact(&mut head).await?;
     let header = Header::parse(head).ok_or(BadAnswer::Malformed)?;

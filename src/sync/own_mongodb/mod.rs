@@ -9,5 +9,5 @@ mod socks;
 mod string;
 
 pub use clients::{ClientKey, Clients, OwnClient};
-pub use relay::Failure;
+pub use relay::ConnectionFailure;
 pub use string::{NotUsable, OwnString};

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    forward::{AnswerMemory, Ended, forward},
+    forward::{AnswerMemory, ConnectionEnd, forward},
     socks,
 };
 use crate::{
@@ -54,7 +54,7 @@ const RECENT: Duration = Duration::from_secs(30);
 
 /// Reason for which the relay did not make a connection, or ended it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum ConnectionFailure {
     /// The policy does not allow the host or its address. A sentence.
     NotAllowed(String),
     /// The server cannot be reached, or its answer cannot be used. The cause, without an address.
@@ -83,7 +83,7 @@ struct Route {
     tls: Option<TlsConnector>,
     connections: AtomicUsize,
     memory: AnswerMemory,
-    failure: Mutex<Option<(Instant, Failure)>>,
+    failure: Mutex<Option<(Instant, ConnectionFailure)>>,
     closed: CancellationToken,
 }
 
@@ -169,7 +169,7 @@ impl Registration {
     }
 
     /// Latest failure of a connection, unless it is old.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<ConnectionFailure> {
         let failure = lock(&self.route.failure);
         failure.as_ref().filter(|(at, _)| at.elapsed() < RECENT).map(|(_, failure)| failure.clone())
     }
@@ -210,7 +210,7 @@ impl Shared {
         driver.set_nodelay(true).ok();
         let Ok(Ok((route, host, port))) = timeout(HANDSHAKE, self.handshake(&mut driver)).await else { return };
         let Some(_permit) = self.acquire(&route) else {
-            route.record(Failure::Unusable("too many connections of the namespace are open".to_owned()));
+            route.record(ConnectionFailure::Unusable("too many connections of the namespace are open".to_owned()));
             socks::answer(&mut driver, socks::Answer::Failed).await.ok();
             return;
         };
@@ -218,8 +218,8 @@ impl Shared {
             Ok(connected) => connected,
             Err(failure) => {
                 let answer = match failure {
-                    Failure::NotAllowed(_) => socks::Answer::NotAllowed,
-                    Failure::Unusable(_) => socks::Answer::Failed,
+                    ConnectionFailure::NotAllowed(_) => socks::Answer::NotAllowed,
+                    ConnectionFailure::Unusable(_) => socks::Answer::Failed,
                 };
                 route.record(failure);
                 socks::answer(&mut driver, answer).await.ok();
@@ -231,8 +231,8 @@ impl Shared {
         }
         select! {
             ended = forward(&mut driver, &mut server, &route.memory) => match ended {
-                Ended::Closed(_) => {}
-                Ended::BadAnswer(bad) => route.record(Failure::Unusable(format!("an answer of the server {bad}"))),
+                ConnectionEnd::Closed(_) => {}
+                ConnectionEnd::BadAnswer(bad) => route.record(ConnectionFailure::Unusable(format!("an answer of the server {bad}"))),
             },
             () = route.closed.cancelled() => {}
             refused = self.refused_later(&route, &peer) => route.record(refused),
@@ -261,14 +261,19 @@ impl Shared {
         (all < MAX_CONNECTIONS && of_namespace < MAX_CONNECTIONS / 2).then(|| ConnectionPermit::take(route))
     }
 
-    async fn connect(&self, route: &Route, host: String, port: u16) -> Result<(Peer, Box<dyn Stream>), Failure> {
+    async fn connect(
+        &self,
+        route: &Route,
+        host: String,
+        port: u16,
+    ) -> Result<(Peer, Box<dyn Stream>), ConnectionFailure> {
         let policy = self.policy.get();
         let entries = policy.matching(&route.namespace);
         check_host(&policy, &entries, &route.namespace, &host)?;
         let egress = policy.mongodb_egress(&entries);
         let resolved = egress::resolve(&egress, &host, port, route.tls.is_some());
         let addresses =
-            within(resolved).await?.map_err(|denied| Failure::NotAllowed(format!("host {host} {denied}")))?;
+            within(resolved).await?.map_err(|denied| ConnectionFailure::NotAllowed(format!("host {host} {denied}")))?;
         let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for address in addresses {
             match timeout(CONNECT, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into())) {
@@ -284,14 +289,15 @@ impl Shared {
     }
 
     /// Waits until a changed policy does not allow a connection any more.
-    async fn refused_later(&self, route: &Route, peer: &Peer) -> Failure {
+    async fn refused_later(&self, route: &Route, peer: &Peer) -> ConnectionFailure {
         let mut changes = self.policy.changes();
         while changes.changed().await.is_ok() {
             let policy = self.policy.get();
             let entries = policy.matching(&route.namespace);
             let host = check_host(&policy, &entries, &route.namespace, &peer.host);
             let address = policy.mongodb_egress(&entries).check(&peer.host, peer.address, route.tls.is_some());
-            let address = address.map_err(|denied| Failure::NotAllowed(format!("host {} {denied}", peer.host)));
+            let address =
+                address.map_err(|denied| ConnectionFailure::NotAllowed(format!("host {} {denied}", peer.host)));
             if let Err(refused) = host.and(address) {
                 return refused;
             }
@@ -300,25 +306,25 @@ impl Shared {
     }
 }
 
-async fn encrypt(route: &Route, host: &str, stream: TcpStream) -> Result<Box<dyn Stream>, Failure> {
+async fn encrypt(route: &Route, host: &str, stream: TcpStream) -> Result<Box<dyn Stream>, ConnectionFailure> {
     let Some(tls) = &route.tls else { return Ok(Box::new(stream)) };
-    let name =
-        ServerName::try_from(host.to_owned()).map_err(|_| Failure::Unusable("its host name is not valid".into()))?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| ConnectionFailure::Unusable("its host name is not valid".into()))?;
     Ok(Box::new(within(tls.connect(name, stream)).await?))
 }
 
-async fn within<T>(step: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
+async fn within<T>(step: impl Future<Output = io::Result<T>>) -> Result<T, ConnectionFailure> {
     timeout(CONNECT, step).await.unwrap_or_else(|late| Err(late.into())).map_err(|error| unusable(&error))
 }
 
-fn unusable(error: &io::Error) -> Failure {
+fn unusable(error: &io::Error) -> ConnectionFailure {
     let timed_out = error.kind() == io::ErrorKind::TimedOut;
     let cause = if timed_out { Some("no answer in time".to_owned()) } else { known_cause(&error.to_string()) };
-    Failure::Unusable(cause.unwrap_or_else(|| "the connection failed".to_owned()))
+    ConnectionFailure::Unusable(cause.unwrap_or_else(|| "the connection failed".to_owned()))
 }
 
 /// Checks a host that a server names, or the connection string.
-fn check_host(policy: &Policy, entries: &Entries, namespace: &str, host: &str) -> Result<(), Failure> {
+fn check_host(policy: &Policy, entries: &Entries, namespace: &str, host: &str) -> Result<(), ConnectionFailure> {
     if policy.allows_mongodb_host(entries, host) {
         return Ok(());
     }
@@ -329,13 +335,13 @@ fn check_host(policy: &Policy, entries: &Entries, namespace: &str, host: &str) -
         (Err(_), Some(entry)) => format!("add it to tenants {entry}, mongodbHosts"),
         (Err(_), None) => "add an entry with mongodbHosts to tenants".to_owned(),
     };
-    Err(Failure::NotAllowed(format!(
+    Err(ConnectionFailure::NotAllowed(format!(
         "host {shown}, which the server names, is not allowed for namespace {namespace}: {fix}"
     )))
 }
 
 impl Route {
-    fn record(&self, failure: Failure) {
+    fn record(&self, failure: ConnectionFailure) {
         tracing::debug!(namespace = self.namespace, ?failure, "no connection to an own MongoDB");
         *lock(&self.failure) = Some((Instant::now(), failure));
     }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use sync_operator::domain::rate_limit::{RateLimit, Reservation};
+use sync_operator::domain::rate_limit::{Reservation, SharedRateLimit};
 use tokio::time::Instant;
 
 use super::support::{named_queue, queue};
 use crate::support::{eventually, unique};
 
-fn limit(name: &str, every: Duration) -> RateLimit {
-    RateLimit { name: name.to_owned(), every }
+fn limit(name: &str, every: Duration) -> SharedRateLimit {
+    SharedRateLimit { name: name.to_owned(), every }
 }
 
 fn reserved(reservation: Reservation) -> Duration {

@@ -93,7 +93,7 @@ async fn a_client_needs_its_password_an_allowed_host_and_an_allowed_address() {
         ),
     ] {
         assert_eq!(answer(registration, host, setup.port).await.1, NOT_ALLOWED, "{host}");
-        let Some(Failure::NotAllowed(found)) = registration.failure() else { panic!("{host}: no refusal") };
+        let Some(ConnectionFailure::NotAllowed(found)) = registration.failure() else { panic!("{host}: no refusal") };
         assert!(found.starts_with(message), "{found}");
     }
     assert!(timeout(Duration::from_millis(1), setup.server.accept()).await.is_err(), "no connection was made");
@@ -112,7 +112,7 @@ async fn an_open_connection_ends_when_the_policy_or_its_client_does() {
     setup.policy.send_replace(Arc::new(policy(&["db.example"], &["127.0.0.0/8"])));
     assert!(by_host.read_u8().await.is_err());
     assert!(by_address.read_u8().await.is_err());
-    assert!(matches!(client.failure(), Some(Failure::NotAllowed(_))));
+    assert!(matches!(client.failure(), Some(ConnectionFailure::NotAllowed(_))));
 
     setup.policy.send_replace(Arc::new(policy(&["localhost"], &["127.0.0.0/8"])));
     let (mut last, _) = answer(&client, "localhost", setup.port).await;
