@@ -12,7 +12,7 @@ use mongodb::{Database, IndexModel, options::IndexOptions};
 use serde_json::{Value, json};
 use sync_operator::{
     domain::run::{RunSpec, Warning},
-    sync::{Batch, BatchResult, Deployment, Error, Found, TargetCollection},
+    sync::{Batch, BatchResult, Deployment, Error, Found, RemovalCandidates, SourcePage, TargetCollection},
 };
 
 use crate::support::{eventually, unique, variable};
@@ -834,6 +834,48 @@ async fn deleted_and_unmatched_documents_are_not_written() {
     let outcome = target.apply(batch.clone(), source(&batch, "new"), at).await.unwrap();
     assert_eq!((outcome.updated, outcome.unchanged, outcome.failures.len()), (2, 2, 0));
     assert_eq!(users.count_documents(doc! {"name": "new"}).await.unwrap(), 2);
+    database.drop().await.unwrap();
+}
+
+/// The documents that a run without any result would mark or delete at 3000.
+async fn candidates(target: &TargetCollection) -> Vec<RemovalCandidates> {
+    let listed = HashSet::new();
+    target.candidates(Timestamp::from_millisecond(3000).unwrap(), &listed).try_collect().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_failed_result_protects_from_overlapping_runs() {
+    let database = database().await;
+    insert(&database, (0..2).map(|id| doc! {"_id": id, "name": "old", "_sync": listed(500)}).collect()).await;
+    validate(&database, doc! {"name": {"$ne": "refused"}}).await;
+    let mut spec = fetching();
+    spec["source"]["batching"] = "Pages".into();
+    spec["source"]["onMissing"] = "Mark".into();
+    spec["source"]["pagination"] = json!({"nextPath": "/next"});
+    let failing = target(&database, spec.clone(), 1000).await.unwrap();
+    let list = async |millis: i64| {
+        let refused = Found::Result(json!({"name": "refused"}));
+        let unusable = Found::Failed("SourceError", "no".to_owned());
+        let results = vec![(Bson::from(0), refused), (Bson::from(1), unusable)];
+        let page = SourcePage { results, ..SourcePage::default() };
+        failing.apply_page(page, Timestamp::from_millisecond(millis).unwrap()).await.unwrap()
+    };
+    let marked = doc! {"_sync.test/s.gone": {"$exists": true}};
+    let users = database.collection::<Document>("users");
+    let count_marked = async || users.count_documents(marked.clone()).await.unwrap();
+    let now = Timestamp::from_millisecond(3000).unwrap();
+
+    let overlapping = target(&database, spec.clone(), 1200).await.unwrap();
+    let before = candidates(&overlapping).await;
+    assert_eq!(before.iter().map(RemovalCandidates::len).sum::<usize>(), 2);
+    let outcome = list(1500).await;
+    assert_eq!((outcome.updated, outcome.unmarked, outcome.failures.len()), (0, 0, 2));
+    assert_eq!(overlapping.remove(&before[0], now).await.unwrap().marked, 0, "the documents are not as they were read");
+    assert!(candidates(&overlapping).await.is_empty());
+
+    let later = target(&database, spec, 2000).await.unwrap();
+    assert_eq!(later.remove(&candidates(&later).await[0], now).await.unwrap().marked, 2);
+    assert_eq!((count_marked().await, list(2500).await.unmarked, count_marked().await), (2, 2, 0));
     database.drop().await.unwrap();
 }
 

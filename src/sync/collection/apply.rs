@@ -140,8 +140,8 @@ impl TargetCollection {
         Ok(outcome)
     }
 
-    /// Removes the marks of documents that the source lists, although their results cannot be used, or MongoDB
-    /// refuses them: a later run would delete the documents.
+    /// Records that the source lists documents, although their results cannot be used, or MongoDB refuses them, and
+    /// removes their marks. Otherwise an overlapping run would mark them, or a later run delete them.
     async fn end_absence(
         &self,
         listed: &[Listed<'_>],
@@ -149,14 +149,21 @@ impl TargetCollection {
         stamp: DateTime,
         outcome: &mut BatchResult,
     ) -> Result<(), Error> {
-        let is_failed = |read: &&ReadDocument| outcome.failed.contains(&keys::text(&read.key));
-        let is_marked = |read: &&ReadDocument| self.removal.is_some() && self.marked_at(read).is_some();
-        let refused = listed.iter().map(|listed| listed.read).filter(is_marked).filter(is_failed);
-        let marked: Vec<&ReadDocument> = refused.chain(unusable.into_iter().filter(is_marked)).collect();
-        if marked.is_empty() {
+        let failed: HashSet<&String> = outcome.failed.iter().collect();
+        if self.removal.is_none() || failed.is_empty() {
             return Ok(());
         }
-        let ends = marked.into_iter().map(|read| self.end_of_absence(read)).collect();
+        let is_failed = |read: &&ReadDocument| failed.contains(&keys::text(&read.key));
+        let refused = listed.iter().map(|listed| listed.read).filter(is_failed);
+        let may_be_marked = |read: &&ReadDocument| match self.listing {
+            Listing::Pages { .. } => self.stamp_of(read).is_some(),
+            Listing::Documents => self.marked_at(read).is_some(),
+        };
+        let reads = refused.chain(unusable).filter(may_be_marked);
+        let ends: Vec<Write> = reads.map(|read| self.end_of_absence(read, stamp)).collect();
+        if ends.is_empty() {
+            return Ok(());
+        }
         // They have failed already.
         let mut written = BatchResult::default();
         self.write_batch(ends, &[], stamp, &mut written).await?;
@@ -354,7 +361,8 @@ impl TargetCollection {
     fn listed(&self, set: Document, mut unset: Document, is_marked_elsewhere: bool) -> Document {
         if let (Some(state), Some(removal)) = (&self.state, &self.removal) {
             let mark = Some(&removal.field).filter(|_| !is_marked_elsewhere);
-            let paths = [&state.gone, &state.none].into_iter().chain(mark);
+            let paths = [&state.gone, &state.none, &state.failed].into_iter().chain(mark);
+            let paths = paths.filter(|path| !set.contains_key(*path));
             unset.extend(paths.map(|path| (path.clone(), Bson::from(""))));
         }
         updated(set, unset)
@@ -402,8 +410,8 @@ impl TargetCollection {
         }
         let unset: Document = unset.iter().map(|path| ((*path).to_owned(), Bson::from(""))).collect();
         let update = match write.kind {
-            WriteKind::Result => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
-            _ => updated(set, unset),
+            WriteKind::Result | WriteKind::Listing => self.listed(set, unset, self.is_marked_elsewhere(write.read)),
+            WriteKind::Absence | WriteKind::Removal => updated(set, unset),
         };
         let mut statement = guard.statement(&self.key_query(write.key()), &update)?;
         if write.is_new() {

@@ -98,6 +98,9 @@ struct State {
     /// Path of the time of the request whose answer did not have the document. For a source with a request for each
     /// document.
     none: String,
+    /// Path of the time of the request whose answer listed the document with a result that could not be written. For a
+    /// source with pages: an overlapping run then does not mark the document.
+    failed: String,
     /// Mark: since when it does not have the document.
     gone: String,
     /// Values that the mark replaced.
@@ -106,8 +109,9 @@ struct State {
 
 impl State {
     fn new(all: String) -> Self {
-        let [at, none, gone, was] = ["at", "none", "gone", "was"].map(|field| format!("{all}.{field}"));
-        Self { all, at, none, gone, was }
+        let [at, none, failed, gone, was] =
+            ["at", "none", "failed", "gone", "was"].map(|field| format!("{all}.{field}"));
+        Self { all, at, none, failed, gone, was }
     }
 }
 

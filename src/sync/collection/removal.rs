@@ -162,7 +162,10 @@ impl TargetCollection {
     fn removable(&self, now: Timestamp) -> Document {
         let (Some(state), Some(removal)) = (&self.state, &self.removal) else { return doc! {"_id": {"$in": []}} };
         let mut missing = match self.listing {
-            Listing::Pages { .. } => doc! {&state.at: {"$lt": self.stamp, "$type": "date"}},
+            Listing::Pages { .. } => doc! {
+                &state.at: {"$lt": self.stamp, "$type": "date"},
+                &state.failed: {"$not": {"$gte": self.stamp}},
+            },
             Listing::Documents => doc! {&state.none: {"$gte": self.stamp}},
         };
         let unmarked = doc! {&state.gone: {"$exists": false}};
@@ -292,11 +295,15 @@ impl TargetCollection {
         Write { read, changes, stamped: None, differs: false, kind: WriteKind::Absence }
     }
 
-    /// The write that ends the absence of a document, and changes nothing else.
-    pub(super) fn end_of_absence<'a>(&'a self, read: &'a ReadDocument) -> Write<'a> {
+    /// The write that ends the absence of a document which the source listed at this time, with a result that cannot be
+    /// written.
+    pub(super) fn end_of_absence<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
         let mut changes = Changes::default();
         self.unmark(read, &mut changes);
-        Write { read, changes, stamped: None, differs: true, kind: WriteKind::Listing }
+        if let (Some(state), Listing::Pages { .. }) = (&self.state, self.listing) {
+            changes.set.push((&state.failed, at.into()));
+        }
+        Write { read, changes, stamped: None, differs: self.marked_at(read).is_some(), kind: WriteKind::Listing }
     }
 
     fn removal_mark<'a>(&'a self, read: &'a ReadDocument, at: DateTime) -> Write<'a> {
@@ -337,14 +344,14 @@ impl TargetCollection {
         vec![doc! {"$set": stage}]
     }
 
-    /// The query for a document as it was read: its confirmation and its mark are the same.
+    /// The query for a document as it was read: the times in the state of the source are the same.
     pub(super) fn as_read(&self, read: &ReadDocument) -> Document {
         let id = read.fields.as_ref().and_then(|fields| keys::key_at(fields, "_id"));
         let mut query = match id {
             Some(id) => doc! {"_id": {"$eq": id}},
             None => self.key_query(&read.key),
         };
-        for path in self.state.iter().flat_map(|state| [&state.at, &state.none, &state.gone]) {
+        for path in self.state.iter().flat_map(|state| [&state.at, &state.none, &state.failed, &state.gone]) {
             let value = read.date(path).map_or_else(|| doc! {"$not": {"$type": "date"}}.into(), Bson::from);
             query.insert(path, value);
         }
