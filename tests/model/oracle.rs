@@ -33,6 +33,8 @@ struct State {
     at: Option<i64>,
     none: Option<i64>,
     gone: Option<i64>,
+    /// True when the values of before the mark are recorded.
+    has_values: bool,
 }
 
 /// The oracle, with its state between runs.
@@ -128,6 +130,7 @@ impl<'a> Oracle<'a> {
             at: date(state, "at"),
             none: date(state, "none"),
             gone: date(state, "gone"),
+            has_values: state.contains_key("was"),
         })
     }
 
@@ -368,8 +371,13 @@ impl<'a> Oracle<'a> {
         violations.require(born < since, || {
             format!("it was inserted at {} and the walk began at {}", short(born), short(since))
         });
+        // A confirmation is the time of the request. The answer to a request of an overlapping run may follow after this
+        // run began.
+        let is_before = |answer: &Answer| {
+            answer.at < since || (seen.source.way == Way::PerUser && answer.run < run.number && since == run.started)
+        };
         let confirms = |answer: &&Answer| {
-            answer.at < since && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
+            is_before(answer) && answer.at >= born && self.is_of(answer, seen.at) && reports_item(answer, number)
         };
         let is_adopted = self.adopted.get(&(subject.id.to_owned(), seen.at)).is_some_and(|at| *at < since);
         violations.require(is_adopted || self.answers.iter().any(|answer| confirms(&answer)), || {
@@ -554,7 +562,7 @@ impl<'a> Oracle<'a> {
         }
         // The removal of a mark from a document with a failed result is no update.
         let has_failed = number.is_some_and(|number| seen.iter().any(|seen| seen.failed.contains(&number)));
-        if !has_failed && !same(old, new, &["note", "lastSynced", "_sync"]) {
+        if !has_failed && (!same(old, new, &["note", "lastSynced", "_sync"]) || self.lost_values(old, new)) {
             happened.changed.insert(id.to_owned());
         }
         // Of two concurrent runs, one may mark the document after the other has read it. The next listing corrects
@@ -565,6 +573,15 @@ impl<'a> Oracle<'a> {
                 format!("{id}: {} does not fit its marks: {new}", wrong_mark.unwrap_or_default())
             });
         }
+    }
+
+    /// True when a run removed the values of before a mark that no longer exists. Of two concurrent runs, one recorded
+    /// them after the other had read the document, and the other one then removed the mark.
+    fn lost_values(&self, old: &Document, new: &Document) -> bool {
+        (0..self.case().sources.len()).any(|at| {
+            let (was, is) = (self.state(at, old), self.state(at, new));
+            was.has_values && was.gone.is_none() && !is.has_values
+        })
     }
 
     /// The field of a mark that a document has although no source marked it, or lacks although a source marked it.
