@@ -7,6 +7,9 @@ use tokio::time::{Instant, sleep};
 /// Limit of a wait. It is long, so that a slow machine does not cause a failure.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Shortest and longest time between two probes. The time grows with the wait, because many tests share two cores.
+const PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
+
 /// Waits until `probe` returns a value.
 pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -15,6 +18,6 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
             return found;
         }
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
-        sleep(Duration::from_millis(50)).await;
+        sleep((start.elapsed() / 20).clamp(PERIOD.0, PERIOD.1)).await;
     }
 }

@@ -1,5 +1,4 @@
-//! The dashboard of an operator process in the Chromium of Debian. Screenshots are in `SCREENSHOTS`, or else in
-//! cargo's folder for files of tests.
+//! The dashboard of an operator process in the Chromium of Debian.
 
 mod keyboard;
 mod runs;
@@ -7,7 +6,7 @@ mod runs;
 use std::{
     env, fs,
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -112,9 +111,9 @@ impl Chromium {
         self.command("goog/cdp/execute", json!({"cmd": method, "params": params})).await.unwrap();
     }
 
-    /// Takes screenshots of a page at the sizes of a desktop, a tablet and a phone, light and dark. The page must not
-    /// overflow, and axe must find no violation.
-    pub async fn screenshots(&self, name: &str) {
+    /// Checks a page at the sizes of a desktop, a tablet and a phone, light and dark. The page must not overflow, and
+    /// axe must find no violation. Writes screenshots into the folder `SCREENSHOTS`, if that is set.
+    pub async fn check_page(&self, name: &str) {
         for (size, width, height) in [("desktop", 1440, 900), ("tablet", 820, 1180), ("phone", 390, 844)] {
             let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"});
             self.chrome("Emulation.setDeviceMetricsOverride", metrics).await;
@@ -126,14 +125,20 @@ impl Chromium {
                 // Only colours differ between light and dark.
                 let rules: &[&str] = if scheme == "dark" { &["color-contrast"] } else { &[] };
                 assert_eq!(self.violations(rules).await, json!([]), "{name} for a {size}, {scheme}");
-                let url = format!("{}/screenshot", self.session);
-                let answer: Value =
-                    serde_json::from_str(&self.http.get(url).send().await.unwrap().text().await.unwrap()).unwrap();
-                let image = BASE64.decode(answer["value"].as_str().unwrap()).unwrap();
-                fs::write(screenshots().join(format!("{name}-{size}-{scheme}.png")), image).unwrap();
+                if let Some(folder) = env::var_os("SCREENSHOTS") {
+                    let file = Path::new(&folder).join(format!("{name}-{size}-{scheme}.png"));
+                    fs::write(file, self.screenshot().await).unwrap();
+                }
             }
         }
         self.chrome("Emulation.clearDeviceMetricsOverride", json!({})).await;
+    }
+
+    async fn screenshot(&self) -> Vec<u8> {
+        let url = format!("{}/screenshot", self.session);
+        let answer: Value =
+            serde_json::from_str(&self.http.get(url).send().await.unwrap().text().await.unwrap()).unwrap();
+        BASE64.decode(answer["value"].as_str().unwrap()).unwrap()
     }
 
     /// The accessibility violations of a page, by these rules or by all. <https://github.com/dequelabs/axe-core>
@@ -167,13 +172,6 @@ impl Drop for Chromium {
     }
 }
 
-fn screenshots() -> PathBuf {
-    let folder = env::var_os("SCREENSHOTS")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots"), PathBuf::from);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
 #[tokio::test]
 async fn a_user_watches_and_controls_runs() {
     let env = TestEnv::new().await;
@@ -193,7 +191,7 @@ async fn a_user_watches_and_controls_runs() {
     suspend_and_resume_a_schedule(&browser, &site, &env).await;
     browser.open(&page).await;
     browser.shows(".slots", "in").await;
-    browser.screenshots("schedule").await;
+    browser.check_page("schedule").await;
     skip_the_header_by_keyboard(&browser).await;
     filter_runs_while_typing(&browser, &site).await;
     assert_eq!(browser.complaints().await, [""; 0]);
@@ -221,7 +219,7 @@ async fn apply_schedules(env: &TestEnv) {
 async fn log_in(browser: &Chromium, site: &str, token: &str) {
     browser.open(&format!("{site}/ui/schedules?text=user")).await;
     browser.shows("h1", "Log in").await;
-    browser.screenshots("login").await;
+    browser.check_page("login").await;
     browser.type_into("#token", token).await;
     browser.click("main button").await;
     browser.shows("h1", "Schedules").await;
@@ -244,7 +242,7 @@ async fn start_and_watch_a_run(browser: &Chromium) {
         wait_for_progress(browser).await;
     }
     browser.shows("#live", "live").await;
-    browser.screenshots("run").await;
+    browser.check_page("run").await;
     browser.click("#spec summary").await;
     wait_for_progress(browser).await;
     assert_eq!(browser.script("return [window.same, document.querySelector('#spec').open]").await, json!([true, true]));
@@ -259,10 +257,10 @@ async fn suspend_cancel_and_retry_the_run(browser: &Chromium, site: &str) {
     browser.open(site).await;
     browser.shows("#workers", "users-t").await;
     browser.shows("#failures", "InvalidTarget").await;
-    browser.screenshots("overview").await;
+    browser.check_page("overview").await;
     browser.open(&format!("{site}{first}")).await;
     browser.click("#cancel summary").await;
-    browser.screenshots("cancel").await;
+    browser.check_page("cancel").await;
     wait_for_progress(browser).await;
     browser.click("form[action$='/cancel'] button").await;
     browser.shows("#phase", "Cancelled").await;
@@ -277,7 +275,7 @@ async fn suspend_and_resume_a_schedule(browser: &Chromium, site: &str, env: &Tes
     browser.click("button[aria-label='Suspend: projects']").await;
     browser.shows(".card.dim", "Suspended").await;
     assert!(env.schedules().get("projects").await.unwrap().spec.suspended);
-    browser.screenshots("schedules").await;
+    browser.check_page("schedules").await;
     browser.click("button[aria-label='Resume: projects']").await;
     eventually("the schedule is resumed", async || browser.text(".card.dim").await.is_empty().then_some(())).await;
 }
@@ -294,7 +292,7 @@ async fn skip_the_header_by_keyboard(browser: &Chromium) {
 /// A filter applies while the user types. It stays in the address, and the cursor keeps its position.
 async fn filter_runs_while_typing(browser: &Chromium, site: &str) {
     browser.open(&format!("{site}/ui/runs")).await;
-    browser.screenshots("runs").await;
+    browser.check_page("runs").await;
     browser.script("window.same = true").await;
     browser.type_into("#text", "nothing").await;
     browser.shows("main", "No runs match.").await;

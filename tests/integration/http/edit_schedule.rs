@@ -181,21 +181,21 @@ async fn a_user_edits_the_due_time_and_suspends_with_a_note() {
     browser.shows("#preview", "is not known").await;
     browser.click("button.primary").await;
     browser.shows("#zone-wrong", "use an IANA name").await;
-    browser.screenshots("edit-wrong").await;
+    browser.check_page("edit-wrong").await;
     browser.script("document.getElementById('zone').value = ''").await;
     browser.type_into("#zone", "Europe/Berlin").await;
     browser.shows("#preview", "At 03:00, Europe/Berlin").await;
-    browser.screenshots("edit").await;
+    browser.check_page("edit").await;
     browser.click("button.primary").await;
     browser.shows(".slots", "03:00 CE").await;
     browser.shows(".slots .yours", "GMT+9").await;
 
     browser.click("#suspend summary").await;
     browser.type_into("#note", "until the import <b>is</b> over").await;
-    browser.screenshots("suspend").await;
+    browser.check_page("suspend").await;
     browser.click("#suspend button").await;
     browser.shows(".note", "until the import <b>is</b> over").await;
-    browser.screenshots("schedule-suspended").await;
+    browser.check_page("schedule-suspended").await;
     browser.open(&format!("{site}/ui/schedules")).await;
     browser.shows(".card .note", "until the import <b>is</b> over").await;
     browser.click("button[aria-label='Resume: users']").await;

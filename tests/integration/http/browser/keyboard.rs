@@ -37,7 +37,7 @@ async fn keys_open_pages_and_the_list_of_keys() {
     browser.script("document.querySelector('.brand').id = 'brand'; document.querySelector('.brand').focus()").await;
     browser.press("?").await;
     assert!(browser.list_is_open().await);
-    browser.screenshots("keys").await;
+    browser.check_page("keys").await;
     browser.press(ESCAPE).await;
     assert!(!browser.list_is_open().await);
     assert_eq!(browser.focus().await, "brand");

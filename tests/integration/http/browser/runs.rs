@@ -61,15 +61,15 @@ async fn a_user_views_a_finished_run() {
     .await;
     let link = browser.script("return document.querySelector('a[rel=noreferrer]').href").await;
     assert!(link.as_str().unwrap().starts_with("https://logs.example/?q="), "{link}");
-    browser.screenshots("run-ended").await;
+    browser.check_page("run-ended").await;
     browser.script("document.querySelector('#failures').scrollIntoView()").await;
-    browser.screenshots("run-failures").await;
+    browser.check_page("run-failures").await;
     browser.click("#failures .pages a").await;
     browser.shows("#failures h2", "11 to 20 of 20").await;
     browser.open(&format!("{site}/ui/schedules/{}/pipelines", env.name)).await;
     browser.click("button[aria-label='Run full: pipelines']").await;
     browser.shows("#phase", "Failed").await;
-    browser.screenshots("run-failed").await;
+    browser.check_page("run-failed").await;
 
     // A user with read rights sees no events and no buttons.
     browser.click(".who form button").await;
@@ -99,7 +99,7 @@ async fn a_user_finds_runs_and_changes_many() {
     browser.shows("#bulk [role=status]", "3 runs match.").await;
     let in_address = async || browser.path().await.contains("error=invalidtarget").then_some(());
     eventually("the address has the filter", in_address).await;
-    browser.screenshots("runs-found").await;
+    browser.check_page("runs-found").await;
 
     // The selection by keyboard stays when events change the page.
     browser.open(&format!("{site}/ui/runs?phase=Failed")).await;
@@ -114,10 +114,10 @@ async fn a_user_finds_runs_and_changes_many() {
     let waited = async || browser.script("return Date.now() - window.began").await.as_i64();
     eventually("time for some refreshes", async || waited().await.filter(|waited| *waited > 3000)).await;
     assert_eq!([browser.script(ticked).await, browser.script(rows).await], [json!(1), json!(3)]);
-    browser.screenshots("runs-chosen").await;
+    browser.check_page("runs-chosen").await;
     browser.click("button[value=retry]").await;
     browser.shows("h1", "Retry: 1 run?").await;
-    browser.screenshots("bulk-one").await;
+    browser.check_page("bulk-one").await;
     browser.click("main form button").await;
     browser.shows("h1", "1 run retried").await;
     browser.shows("main", "No runs are left.").await;
@@ -128,16 +128,16 @@ async fn a_user_finds_runs_and_changes_many() {
     browser.click("#all").await;
     browser.click("button[value=delete]").await;
     browser.shows("h1", "Delete: 4 runs?").await;
-    browser.screenshots("bulk-all").await;
+    browser.check_page("bulk-all").await;
     browser.click("main form button").await;
     browser.shows("h1", "runs deleted").await;
-    browser.screenshots("bulk-done").await;
+    browser.check_page("bulk-done").await;
     browser.open(&format!("{site}/ui/runs?phase=Failed&schedule=pipelines")).await;
     browser.shows("main", "No runs match.").await;
     browser.open(&format!("{site}/ui/runs")).await;
     browser.click("#all").await;
     browser.click("button[value=cancel]").await;
     browser.shows("h1", "No runs to cancel").await;
-    browser.screenshots("bulk-none").await;
+    browser.check_page("bulk-none").await;
     assert_eq!(browser.complaints().await, [""; 0]);
 }
