@@ -16,8 +16,9 @@ trap 'exit 130' INT
 cluster up
 eval "$(cluster env)"
 kubectl apply -f "$here/../../crds" >/dev/null
-kubectl wait --for=condition=Established crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev \
-  crd/syncalerts.sync.codex.dev >/dev/null
+# With condition=Established, kubectl fails while a kind has no status.
+kubectl wait --for='jsonpath={.status.conditions[?(@.type=="Established")].status}=True' \
+  crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev >/dev/null
 # The garbage collector discovers new kinds at its start, and then every 30 s.
 cluster stop controller-manager >/dev/null
 cluster start controller-manager >/dev/null

@@ -343,7 +343,9 @@ up() {
   use_kubernetes
   step "Installing the custom resource definitions"
   kubectl apply -f crds/
-  kubectl wait --for=condition=Established --timeout=30s crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev
+  # With condition=Established, kubectl fails while a kind has no status.
+  kubectl wait --for='jsonpath={.status.conditions[?(@.type=="Established")].status}=True' --timeout=30s \
+    crd/syncschedules.sync.codex.dev crd/syncjobs.sync.codex.dev crd/syncalerts.sync.codex.dev
   step "Starting the operator"
   k delete syncschedule user-sync "${kinds[@]/#/gitlab-}" --ignore-not-found
   k delete syncjobs -l sync.codex.dev/schedule

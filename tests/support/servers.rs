@@ -21,6 +21,9 @@ use tokio::{
 
 use crate::{eventually, free_port, unique, variable};
 
+/// The condition of `kubectl wait` for a new kind. `condition=Established` fails while the object has no status.
+pub const ESTABLISHED: &str = r#"--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True"#;
+
 /// Servers of the whole test run, or of one test.
 #[derive(Clone, Debug)]
 pub struct Servers {
@@ -79,7 +82,7 @@ impl DedicatedServer {
         self.script(&[
             "kubectl",
             "wait",
-            "--for=condition=Established",
+            ESTABLISHED,
             "crd/syncschedules.sync.codex.dev",
             "crd/syncjobs.sync.codex.dev",
             "crd/syncalerts.sync.codex.dev",

@@ -6,7 +6,10 @@ use mongodb::options::ClientOptions;
 use serde_json::{Value, json};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use crate::support::{Servers, unique};
+use crate::{
+    servers::ESTABLISHED,
+    support::{Servers, unique},
+};
 
 /// The members of the MongoDB replica set, which are also the names of their proxies.
 pub const MEMBERS: [&str; 3] = ["mongodb1", "mongodb2", "mongodb3"];
@@ -49,12 +52,7 @@ impl Environment {
         }
         environment.cluster(&["kubectl", "apply", "-f", "crds"]);
         for kind in ["syncschedules", "syncjobs", "syncalerts"] {
-            environment.cluster(&[
-                "kubectl",
-                "wait",
-                "--for=condition=Established",
-                &format!("crd/{kind}.sync.codex.dev"),
-            ]);
+            environment.cluster(&["kubectl", "wait", ESTABLISHED, &format!("crd/{kind}.sync.codex.dev")]);
         }
         environment.cluster(&["stop", "controller-manager"]);
         environment.cluster(&["start", "controller-manager"]);
