@@ -28,7 +28,7 @@ use crate::{
     policy::CurrentPolicy,
     policy_file,
     queue::Queue,
-    sync::Deployment,
+    sync::{Deployment, SourceBudgets},
     telemetry::{MONGODB, logs, traces},
     verify,
     watched_files::{self, WatchedFiles},
@@ -412,7 +412,7 @@ async fn add_workers(
     let secrets = client.map_or(SecretReader::None, SecretReader::Kubernetes);
     let deployment = deployment.governed_by(policy.clone());
     let targets = Targets::new(deployment.clone(), policy.clone(), secrets.clone());
-    let sources = Sources { secrets, policy };
+    let sources = Sources { secrets, policy, budgets: SourceBudgets::default() };
     let (queue, stop) = (queue.clone(), parts.stop.clone());
     view.lacks_mongodb.send_replace(true);
     let (shown, lacks_mongodb) = (view.worker_health.clone(), view.lacks_mongodb.clone());

@@ -9,7 +9,10 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{fetcher::SourceFetcher, request_slot::RequestSlot};
+use super::{
+    fetcher::{Fetched, SourceFetcher},
+    request_slot::RequestSlot,
+};
 use crate::{
     api::syncjob::SyncType,
     sync::{Batch, BatchResult as Stamped, Error, TargetCollection},
@@ -56,7 +59,7 @@ impl BatchWork {
         let fetched = source.fetch(due, slot, passed).await;
         let _write = writes.acquire().await;
         Some(match fetched {
-            Ok((found, at)) => timed(type_, trace, target.apply(batch, found, at)).await,
+            Ok(Fetched { found, at, memory: _memory }) => timed(type_, trace, target.apply(batch, found, at)).await,
             Err(error) => Err(error),
         })
     }

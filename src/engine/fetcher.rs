@@ -23,7 +23,7 @@ use crate::{
         rate_limit::{self, Reservation, SharedRateLimit},
         source::{Asking, Pages, RequestRate},
     },
-    sync::{Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
+    sync::{BatchMemory, Error, Found, Reply, RequestFailure, SourceClient, SourcePage, Walk},
     telemetry::{
         metrics,
         traces::{Parent, Span},
@@ -66,6 +66,15 @@ pub(super) struct SourceFetcher {
     pauses: u32,
 }
 
+/// Results of the source for a batch, or a page of them.
+pub(super) struct Fetched<T> {
+    pub found: T,
+    /// Time of the request.
+    pub at: Timestamp,
+    /// Memory of the results. Dropped when they are written.
+    pub memory: BatchMemory,
+}
+
 /// Proof that the rate limit let a request pass at this time.
 pub(super) struct RatePassed(Instant);
 
@@ -102,17 +111,17 @@ impl SourceFetcher {
         Some(RatePassed(Instant::now()))
     }
 
-    /// Requests the results for the keys. Returns the results with the time of the request.
+    /// Requests the results for the keys.
     pub async fn fetch(
         &self,
         keys: Vec<Bson>,
         slot: RequestSlot,
         passed: Option<RatePassed>,
-    ) -> Result<(Vec<Found>, Timestamp), Error> {
-        let span = self.trace.begin("sync.fetch").asking();
-        let fetched = self.fetch_all(keys, slot, passed).await;
+    ) -> Result<Fetched<Vec<Found>>, Error> {
+        let (span, memory) = (self.trace.begin("sync.fetch").asking(), self.source.memory());
+        let fetched = self.fetch_all(keys, slot, passed, &memory).await;
         end_fetch(span, fetched.as_ref().map(|(found, _)| found.len()));
-        fetched
+        fetched.map(|(found, at)| Fetched { found, at, memory })
     }
 
     async fn fetch_all(
@@ -120,13 +129,15 @@ impl SourceFetcher {
         keys: Vec<Bson>,
         slot: RequestSlot,
         passed: Option<RatePassed>,
+        memory: &BatchMemory,
     ) -> Result<(Vec<Found>, Timestamp), Error> {
         // Of several requests the first one counts: no answer is older.
         let asked = self.now();
         let Asking::PerUser(in_flight) = self.source.spec().asking else {
             let (keys, slot) = (&keys, &slot);
-            let send =
-                |source: Arc<SourceClient>| async move { source.request_documents(keys, || slot.release()).await };
+            let send = |source: Arc<SourceClient>| async move {
+                source.request_documents(keys, memory, || slot.release()).await
+            };
             return if keys.is_empty() {
                 Ok((Vec::new(), asked))
             } else {
@@ -136,7 +147,7 @@ impl SourceFetcher {
         // The batch holds its slot until all of them are answered.
         let send = |key| async move {
             let keys = std::slice::from_ref(&key);
-            let send = |source: Arc<SourceClient>| async move { source.request_documents(keys, || ()).await };
+            let send = |source: Arc<SourceClient>| async move { source.request_documents(keys, memory, || ()).await };
             self.attribute_failure(self.fetch_with_retry(None, None, send).await)
         };
         let answers: Vec<_> = stream::iter(keys).map(send).buffered(in_flight).try_collect().await?;
@@ -169,20 +180,20 @@ impl SourceFetcher {
         }
     }
 
-    /// Continues a walk through pages of about `size` results, from `next` on. Each page comes with the time of its
-    /// request. The stream ends after the first error.
+    /// Continues a walk through pages of about `size` results, from `next` on. The stream ends after the first error.
     pub fn walk(
         self: Arc<Self>,
         pages: Pages,
         walk: Walk,
         next: Option<Value>,
         size: usize,
-    ) -> impl Stream<Item = Result<(SourcePage, Timestamp), Error>> + Send {
+    ) -> impl Stream<Item = Result<Fetched<SourcePage>, Error>> + Send {
         stream::unfold((self, pages, walk, next), move |(fetch, pages, mut walk, next)| async move {
             let at = next?;
             let span = fetch.trace.begin("sync.fetch").asking();
-            let (from, start) = (&pages, &at);
-            let send = |source: Arc<SourceClient>| async move { source.page(from, start, size).await };
+            let memory = fetch.source.memory();
+            let (from, start, of_page) = (&pages, &at, &memory);
+            let send = |source: Arc<SourceClient>| async move { source.page(from, start, size, of_page).await };
             let page = fetch.fetch_with_retry(None, None, send).await;
             let page = page.and_then(|(mut page, asked)| {
                 walk.observe(&mut page, &pages, &at, size)?;
@@ -197,6 +208,7 @@ impl SourceFetcher {
             });
             end_fetch(span, page.as_ref().map(|(page, _)| page.results.len()));
             let next = page.as_ref().ok().and_then(|(page, _)| page.next.clone());
+            let page = page.map(|(found, at)| Fetched { found, at, memory });
             Some((page, (fetch, pages, walk, next)))
         })
     }

@@ -13,7 +13,7 @@ use crate::{
     },
     policy::CurrentPolicy,
     secrets::{self, SecretEntry},
-    sync::{Error, Secrets, SourceClient},
+    sync::{BatchMemory, Error, Secrets, SourceBudget, SourceBudgets, SourceClient},
 };
 
 /// Factory of source clients, with the Secrets that they use.
@@ -23,6 +23,8 @@ pub struct Sources {
     pub secrets: SecretReader,
     /// Policy with the addresses to which requests may go.
     pub policy: CurrentPolicy,
+    /// Memory that the answers of sources may take.
+    pub budgets: SourceBudgets,
 }
 
 /// Reader of Secrets.
@@ -99,6 +101,7 @@ pub(super) struct OpenSource {
     origin: String,
     /// Host of the endpoint.
     host: String,
+    budget: Arc<SourceBudget>,
     /// Client with the Secrets as they were last read. Locked while they are read again, because requests in the
     /// meantime would be refused.
     current: Mutex<(Arc<SourceClient>, Secrets)>,
@@ -123,6 +126,11 @@ impl OpenSource {
     /// Rate of the installation for the host of the endpoint.
     pub fn host_rate(&self) -> Option<RequestRate> {
         self.sources.policy.get().rate_of(&self.host)
+    }
+
+    /// Memory for the answers of one batch.
+    pub fn memory(&self) -> BatchMemory {
+        BatchMemory::new(Arc::clone(&self.budget))
     }
 
     /// Client for the next request.
@@ -160,6 +168,7 @@ impl Sources {
             spec: spec.clone(),
             origin: client.origin(),
             host: client.host(),
+            budget: self.budgets.of_namespace(namespace),
             current: Mutex::new((Arc::new(client), secrets)),
         })
     }

@@ -28,7 +28,7 @@ use crate::{
         file::{self, STANDARD_INPUT},
     },
     policy::CurrentPolicy,
-    sync::Deployment,
+    sync::{Deployment, SourceBudgets},
 };
 use coordinator::{MongoClock, RateLimits};
 use plan::{LocalPlan, Planned};
@@ -167,7 +167,11 @@ async fn connect(settings: &LocalRunSettings, plan: &LocalPlan) -> Result<Enviro
     let now = deployment.time().await.map_err(|error| Error::Failed(format!("MONGODB_URI: {error}")))?;
     Ok(Environment {
         deployment,
-        sources: Sources { secrets: SecretReader::Given(secrets), policy: CurrentPolicy::fixed(Policy::anywhere()) },
+        sources: Sources {
+            secrets: SecretReader::Given(secrets),
+            policy: CurrentPolicy::fixed(Policy::anywhere()),
+            budgets: SourceBudgets::default(),
+        },
         limits: RateLimits::default(),
         approved: settings.approved,
         clock: MongoClock::new(now),

@@ -13,9 +13,10 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Replacement for half of a surrogate pair, as in other readers.
 const REPLACEMENT: &[u8] = b"\\ufffd";
 
-/// Largest number of values in an answer. A value takes up to about 128 bytes of memory, and as little as two bytes in
-/// the answer.
+/// Largest number of values in an answer.
 const MAX_VALUES: usize = 250_000;
+/// Memory of a value, in bytes, without its text. In the answer, it can have as little as two bytes.
+const VALUE: usize = 128;
 
 /// Body that is not read.
 #[derive(Debug, thiserror::Error)]
@@ -28,18 +29,48 @@ pub(super) enum Rejection {
     TooManyValues,
 }
 
-/// Reads JSON. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and of several members of one
-/// name the last counts. A number beyond 64 bits keeps its digits: see [`too_large`]. Returns `None` for a body without
-/// content.
+/// JSON of a body, in a form that `serde_json` reads, before it is parsed.
+pub(super) struct Text<'a> {
+    readable: Cow<'a, [u8]>,
+    values: usize,
+}
+
+impl<'a> Text<'a> {
+    /// Checks the text of a body. A byte order mark is left out, half of a surrogate pair becomes U+FFFD, and a number
+    /// beyond 64 bits keeps its digits: see [`too_large`].
+    ///
+    /// # Errors
+    /// When the text has too many values.
+    pub fn new(body: &'a [u8]) -> Result<Self, Rejection> {
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+        if body.trim_ascii().is_empty() {
+            return Ok(Self { readable: Cow::Borrowed(b""), values: 0 });
+        }
+        let (readable, values) = readable(body)?;
+        Ok(Self { readable, values })
+    }
+
+    /// Memory that the values take, in bytes, without their texts.
+    pub fn memory(&self) -> usize {
+        self.values * VALUE
+    }
+
+    /// Parses the text. Of several members of one name the last counts. Returns `None` for a body without content.
+    ///
+    /// # Errors
+    /// When the text is not JSON.
+    pub fn parse(&self) -> Result<Option<Value>, Rejection> {
+        Ok(if self.values == 0 { None } else { serde_json::from_slice(&self.readable).map(Some)? })
+    }
+}
+
+/// Reads JSON as [`Text`] does.
 ///
 /// # Errors
 /// When the text is not JSON, or has too many values.
+#[cfg(test)]
 pub(super) fn parse(body: &[u8]) -> Result<Option<Value>, Rejection> {
-    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-    if body.trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    Ok(serde_json::from_slice(&readable(body)?).map(Some)?)
+    Text::new(body)?.parse()
 }
 
 /// Returns the digits of a number that is too large for a number.
@@ -47,9 +78,9 @@ pub(super) fn too_large(value: &Value) -> Option<&str> {
     value.as_str()?.strip_prefix(TOO_LARGE)
 }
 
-/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form. Counts the values before
-/// they take memory: each follows a bracket, a brace or a comma, apart from the outermost one.
-fn readable(body: &[u8]) -> Result<Cow<'_, [u8]>, Rejection> {
+/// Returns the same JSON with the parts that `serde_json` rejects or rounds in another form, and the number of values.
+/// Counts them before they take memory: each follows a bracket, a brace or a comma, apart from the outermost one.
+fn readable(body: &[u8]) -> Result<(Cow<'_, [u8]>, usize), Rejection> {
     let mut readable = Vec::new();
     let (mut copied, mut at, mut values) = (0, 0, 1);
     while at < body.len() {
@@ -77,10 +108,10 @@ fn readable(body: &[u8]) -> Result<Cow<'_, [u8]>, Rejection> {
         at += length;
     }
     if copied == 0 {
-        return Ok(Cow::Borrowed(body));
+        return Ok((Cow::Borrowed(body), values));
     }
     readable.extend_from_slice(&body[copied..]);
-    Ok(Cow::Owned(readable))
+    Ok((Cow::Owned(readable), values))
 }
 
 /// Reads a string from after its quotation mark on, and returns where it ends.

@@ -14,4 +14,7 @@ pub use collection::{
 };
 pub use error::{Error, Unavailable};
 pub use own_mongodb::{ClientKey, Clients, ConnectionFailure, NotUsable, OwnClient, OwnString};
-pub use source::{Doubt, Found, Reply, RequestFailure, Secrets, SourceClient, SourcePage, Walk};
+pub use source::{
+    BatchMemory, Doubt, Found, Reply, RequestFailure, Secrets, SourceBudget, SourceBudgets, SourceClient, SourcePage,
+    Walk,
+};

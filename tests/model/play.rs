@@ -28,7 +28,7 @@ use sync_operator::{
         Sources,
     },
     policy::CurrentPolicy,
-    sync::Deployment,
+    sync::{Deployment, SourceBudgets},
     telemetry::traces::Parent,
 };
 use tokio::sync::watch;
@@ -52,7 +52,8 @@ const AUTHORITY: &[u8] = include_bytes!("authority.pem");
 pub fn sources() -> Sources {
     let mut secrets = GivenSecrets::default();
     secrets.insert("authority".to_owned(), "pem".to_owned(), AUTHORITY.to_owned());
-    Sources { policy: CurrentPolicy::fixed(Policy::anywhere()), secrets: SecretReader::Given(secrets) }
+    let policy = CurrentPolicy::fixed(Policy::anywhere());
+    Sources { policy, secrets: SecretReader::Given(secrets), budgets: SourceBudgets::default() }
 }
 
 /// The environment of all cases.

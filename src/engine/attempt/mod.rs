@@ -29,6 +29,8 @@ use crate::{
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 /// Longest time for the batches in flight after a recall. Writing them again later does no harm.
 const LAST_BATCHES: Duration = Duration::from_secs(5);
+/// Number of keys after which a dry run remembers no more: they take about 50 MiB.
+const MAX_SEEN: usize = 500_000;
 
 /// Input of an attempt.
 pub struct Opening {
@@ -288,7 +290,11 @@ impl RunAttempt {
             &mut self.checkpoint;
         let processed = outcome.processed();
         if let Some(PageEnd { next, results, unreadable, new, total, doubt, failed, seen }) = outcome.page {
-            self.seen.extend(seen);
+            if self.seen.len() <= MAX_SEEN {
+                self.seen.extend(seen);
+            }
+            let is_full = self.seen.len() > MAX_SEEN;
+            let too_many = is_full.then(|| format!("a dry run remembers the keys of at most {MAX_SEEN} results"));
             let mut before = paging.take().unwrap_or_default();
             before.failed_keys.extend(failed);
             let is_unsure = before.is_unsure || unreadable > 0 || before.failed_keys.len() > MAX_FAILED_KEYS;
@@ -300,7 +306,7 @@ impl RunAttempt {
                 results: before.results + results as u64,
                 distinct: before.distinct + new as u64,
                 total: before.total.or(total),
-                doubt: doubt.map(|doubt| doubt.to_string()),
+                doubt: too_many.or(doubt.map(|doubt| doubt.to_string())),
                 failed_keys: before.failed_keys,
                 is_unsure,
             });

@@ -15,7 +15,7 @@ use crate::{
     },
     engine::{
         batch::{BatchWork, spawn_task, timed},
-        fetcher::{CURSOR_EXPIRED, SourceFetcher},
+        fetcher::{CURSOR_EXPIRED, Fetched, SourceFetcher},
         request_slot::RequestSlot,
     },
     sync::{Error, Found, Walk},
@@ -92,7 +92,7 @@ impl RunAttempt {
         let slots = Arc::new(Semaphore::new(1));
         while !rest.is_empty() {
             let (some, later) = rest.split_at(size.min(rest.len()));
-            let (found, _) = source.fetch(some.to_vec(), RequestSlot::queue(&slots).await, None).await?;
+            let Fetched { found, .. } = source.fetch(some.to_vec(), RequestSlot::queue(&slots).await, None).await?;
             if found.iter().any(|found| matches!(found, Found::Result(_))) {
                 return Ok(());
             }
@@ -132,14 +132,16 @@ impl RunAttempt {
         let next = paging.map_or_else(|| Some(pages.first()), |paging| paging.next);
         let keys = self.spec.subset.keys.clone();
         let fetched = Arc::clone(source).walk(pages.clone(), walked, next, size);
-        let fetched = at_most(fetched, self.remaining(), move |(page, _), count| {
-            page.restrict(&keys, count);
-            page.results.len()
+        let fetched = at_most(fetched, self.remaining(), move |page, count| {
+            page.found.restrict(&keys, count);
+            page.found.results.len()
         });
         let written = fetched.take_until(recalled.cancelled()).map(|page| async {
             match page {
                 _ if recalled.is_cancelled() => None,
-                Ok((page, at)) => Some(timed(type_, trace, target.apply_page(page, at)).await),
+                Ok(Fetched { found, at, memory: _memory }) => {
+                    Some(timed(type_, trace, target.apply_page(found, at)).await)
+                }
                 Err(error) => Some(Err(error)),
             }
         });

@@ -4,6 +4,7 @@ mod answer;
 pub(crate) mod egress;
 pub(crate) mod limits;
 mod links;
+mod memory;
 mod proof;
 
 use std::{
@@ -35,6 +36,8 @@ use crate::{
 };
 pub use answer::SourcePage;
 use answer::{End, unusable};
+use memory::RequestMemory;
+pub use memory::{BatchMemory, SourceBudget, SourceBudgets};
 pub use proof::{Doubt, Walk};
 
 /// Longest answer, in bytes.
@@ -203,18 +206,19 @@ impl SourceClient {
     }
 
     /// Requests the desired content of documents. With PerUser, one document. `received` is called when the answer has
-    /// arrived and before it is parsed, which may take milliseconds.
+    /// arrived and before it is parsed, which may take milliseconds. The answer takes memory of `memory`.
     ///
     /// # Errors
     /// When there is no usable answer.
     pub async fn request_documents(
         &self,
         keys: &[Bson],
+        memory: &BatchMemory,
         received: impl FnOnce(),
     ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let keys: Vec<String> = keys.iter().map(keys::text).collect();
         let Request::GraphQl { variables, .. } = &self.spec.request else {
-            return self.request_by_url(&keys, received).await;
+            return self.request_by_url(&keys, memory, received).await;
         };
         let mut variables = variables.clone();
         match (&self.spec.asking, keys.as_slice()) {
@@ -222,7 +226,7 @@ impl SourceClient {
             _ => variables.insert("ids".to_owned(), Value::from(keys.as_slice())),
         };
         let decode = |_: &HeaderMap, answer: Option<Value>| answer::parse_answer(&self.spec, &keys, answer);
-        Ok(self.send(self.post(variables)?, received, decode).await?)
+        Ok(self.send(self.post(variables)?, memory, received, decode).await?)
     }
 
     /// Requests documents with their keys in the address. Keys that cannot be part of an address have failed: the
@@ -230,6 +234,7 @@ impl SourceClient {
     async fn request_by_url(
         &self,
         keys: &[String],
+        memory: &BatchMemory,
         received: impl FnOnce(),
     ) -> Result<Reply<Vec<Found>>, RequestFailure> {
         let is_one = matches!(self.spec.asking, Asking::PerUser(_));
@@ -249,18 +254,24 @@ impl SourceClient {
             let fitting = |(key, found)| if fits(key) { found } else { misfit() };
             Ok((keys.iter().zip(found).map(fitting).collect(), is_partial))
         };
-        match self.send(self.get(self.parsed(&address)?)?, received, decode).await {
+        match self.send(self.get(self.parsed(&address)?)?, memory, received, decode).await {
             Err(Unanswered::NothingThere(pause, _)) if is_one => Ok(Reply::whole(vec![Found::Missing], pause)),
             reply => Ok(reply?),
         }
     }
 
     /// Requests a page of about `size` results. By number, a missing page (404) after the first one counts as an empty
-    /// page, as with Django REST framework.
+    /// page, as with Django REST framework. The answer takes memory of `memory`.
     ///
     /// # Errors
     /// When there is no usable answer.
-    pub async fn page(&self, pages: &Pages, at: &Value, size: usize) -> Result<Reply<SourcePage>, RequestFailure> {
+    pub async fn page(
+        &self,
+        pages: &Pages,
+        at: &Value,
+        size: usize,
+        memory: &BatchMemory,
+    ) -> Result<Reply<SourcePage>, RequestFailure> {
         let Request::GraphQl { variables, .. } = &self.spec.request else {
             let asked = self.page_address(pages, at, size)?;
             let decode = |headers: &HeaderMap, answer: Option<Value>| {
@@ -269,7 +280,7 @@ impl SourceClient {
                 let link = link.map(|link| Value::from(link.as_str())).ok_or(end);
                 answer::page(&self.spec, pages, at, answer.unwrap_or_default(), link)
             };
-            return match self.send(self.get(asked.clone())?, || (), decode).await {
+            return match self.send(self.get(asked.clone())?, memory, || (), decode).await {
                 Err(Unanswered::NothingThere(pause, _)) if pages.by == By::Number && *at != pages.first() => {
                     Ok(Reply::whole(SourcePage::default(), pause))
                 }
@@ -282,7 +293,7 @@ impl SourceClient {
         let decode = |_: &HeaderMap, answer: Option<Value>| {
             answer::page(&self.spec, pages, at, answer.unwrap_or_default(), Err(End::Absent))
         };
-        Ok(self.send(self.post(variables)?, || (), decode).await?)
+        Ok(self.send(self.post(variables)?, memory, || (), decode).await?)
     }
 
     fn page_address(&self, pages: &Pages, at: &Value, size: usize) -> Result<Url, RequestFailure> {
@@ -324,24 +335,26 @@ impl SourceClient {
     async fn send<T>(
         &self,
         request: RequestBuilder,
+        memory: &BatchMemory,
         received: impl FnOnce(),
         decode: impl FnOnce(&HeaderMap, Option<Value>) -> Result<(T, bool), RequestFailure>,
     ) -> Result<Reply<T>, Unanswered> {
         let mut response = request.send().await.map_err(|error| self.unreached(&error))?;
         let pause = limits::pause(response.headers(), Timestamp::now());
         let status = response.status();
+        let mut memory = memory.of_request();
         if !status.is_success() {
-            return Err(self.refused(status, pause, &mut response).await);
+            return Err(self.refused(status, pause, &mut response, memory).await);
         }
         let headers = mem::take(response.headers_mut());
-        let body = self.receive(&mut response).await?;
+        let body = self.receive(&mut response, &mut memory).await?;
         received();
-        let answer = json::parse(&body).map_err(|rejection| match rejection {
-            json::Rejection::NoJson(_) => unusable("it is no JSON"),
-            json::Rejection::TooManyValues => self.over_budget(&rejection.to_string()),
-        })?;
+        let answer = self.parse(&body, &mut memory).await?;
         match decode(&headers, answer) {
-            Ok((found, is_partial)) => Ok(Reply { found, is_partial, pause }),
+            Ok((found, is_partial)) => {
+                memory.keep();
+                Ok(Reply { found, is_partial, pause })
+            }
             // The body reports a limit, and the headers its duration.
             Err(RequestFailure::Limited(None)) => Err(RequestFailure::Limited(pause).into()),
             Err(failure) => Err(failure.into()),
@@ -349,7 +362,13 @@ impl SourceClient {
     }
 
     /// Classifies an answer by its status, and where that is ambiguous, by its body.
-    async fn refused(&self, status: StatusCode, pause: Option<Duration>, response: &mut Response) -> Unanswered {
+    async fn refused(
+        &self,
+        status: StatusCode,
+        pause: Option<Duration>,
+        response: &mut Response,
+        mut memory: RequestMemory<'_>,
+    ) -> Unanswered {
         let error = refusal(&self.spec, status);
         match status.as_u16() {
             404 | 410 => Unanswered::NothingThere(pause, error),
@@ -359,8 +378,10 @@ impl SourceClient {
             408 | 425 | 500..=599 => RequestFailure::Transient(error).into(),
             401 => RequestFailure::Unauthorized(error).into(),
             414 | 300..=399 => RequestFailure::Fatal(error).into(),
-            400 if self.is_rate_limit(response).await => RequestFailure::Limited(None).into(),
-            403 if self.is_rate_limit(response).await => RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into(),
+            400 if self.is_rate_limit(response, &mut memory).await => RequestFailure::Limited(None).into(),
+            403 if self.is_rate_limit(response, &mut memory).await => {
+                RequestFailure::Limited(Some(limits::SECONDARY_PAUSE)).into()
+            }
             _ => RequestFailure::Rejected(error).into(),
         }
     }
@@ -374,10 +395,21 @@ impl SourceClient {
         RequestFailure::Fatal(Error::BudgetExceeded(format!("the source's answer has {has}: {fix}")))
     }
 
-    async fn is_rate_limit(&self, response: &mut Response) -> bool {
-        let body = self.receive(response).await;
-        let body = body.ok().and_then(|body| json::parse(&body).ok().flatten());
-        body.is_some_and(|body| limits::is_rate_limit(&body))
+    async fn is_rate_limit(&self, response: &mut Response, memory: &mut RequestMemory<'_>) -> bool {
+        let Ok(body) = self.receive(response, memory).await else { return false };
+        let answer = self.parse(&body, memory).await.ok().flatten();
+        answer.is_some_and(|answer| limits::is_rate_limit(&answer))
+    }
+
+    /// Parses a body, when its values may take their memory.
+    async fn parse(&self, body: &[u8], memory: &mut RequestMemory<'_>) -> Result<Option<Value>, RequestFailure> {
+        let is_rejected = |rejection: json::Rejection| match rejection {
+            json::Rejection::NoJson(_) => unusable("it is no JSON"),
+            json::Rejection::TooManyValues => self.over_budget(&rejection.to_string()),
+        };
+        let text = json::Text::new(body).map_err(is_rejected)?;
+        memory.grow(text.memory()).await.map_err(|error| self.over_budget(&error.to_string()))?;
+        text.parse().map_err(is_rejected)
     }
 
     fn unreached(&self, error: &reqwest::Error) -> RequestFailure {
@@ -400,12 +432,17 @@ impl SourceClient {
         })
     }
 
-    async fn receive(&self, response: &mut Response) -> Result<Vec<u8>, RequestFailure> {
+    async fn receive(
+        &self,
+        response: &mut Response,
+        memory: &mut RequestMemory<'_>,
+    ) -> Result<Vec<u8>, RequestFailure> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreached(&error))? {
             if body.len() + chunk.len() > MAX_ANSWER {
                 return Err(self.over_budget(&format!("more than {} MiB", MAX_ANSWER >> 20)));
             }
+            memory.grow(chunk.len()).await.map_err(|error| self.over_budget(&error.to_string()))?;
             body.extend_from_slice(&chunk);
         }
         Ok(body)

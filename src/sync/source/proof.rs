@@ -14,6 +14,9 @@ use super::{
 };
 use crate::{domain::source::Pages, sync::keys};
 
+/// Largest number of results that a walk remembers: the table of their hashes then has 2^22 places, and takes 38 MiB.
+const MAX_LISTED: usize = 3_500_000;
+
 /// Reason for which a walk does not prove that the source has no more results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
@@ -32,6 +35,8 @@ pub enum Doubt {
     },
     /// No page has a number at `pagination.totalPath`.
     NoTotal,
+    /// The source has more results than a walk remembers.
+    TooMany(usize),
 }
 
 impl fmt::Display for Doubt {
@@ -46,15 +51,23 @@ impl fmt::Display for Doubt {
                 write!(f, "the pages listed {found} results, and source.pagination.totalPath says {total}")
             }
             Self::NoTotal => f.write_str("no page has a number at source.pagination.totalPath"),
+            Self::TooMany(max) => {
+                write!(f, "the source lists more than {max} results, which is the largest number that a run remembers")
+            }
         }
     }
 }
 
 /// State of a walk through pages in an attempt.
-#[derive(Default)]
 pub struct Walk {
     /// Hashes of the keys on the pages of this attempt.
     listed: HashSet<u64>,
+    /// Largest number of these hashes, and of those of pages.
+    max_listed: usize,
+    /// Hashes of the keys on the last page, once there are too many results.
+    last_page: HashSet<u64>,
+    /// True when there are more results than the walk remembers.
+    is_full: bool,
     /// Hashes of the identifiers of its pages.
     seen_pages: HashSet<u64>,
     hasher: RandomState,
@@ -64,6 +77,22 @@ pub struct Walk {
     total: Option<u64>,
     /// Total of the last page that has one: an empty last page, or 404, has none.
     last_total: Option<u64>,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            listed: HashSet::new(),
+            max_listed: MAX_LISTED,
+            last_page: HashSet::new(),
+            is_full: false,
+            seen_pages: HashSet::new(),
+            hasher: RandomState::new(),
+            distinct: 0,
+            total: None,
+            last_total: None,
+        }
+    }
 }
 
 impl Walk {
@@ -85,9 +114,10 @@ impl Walk {
         at: &Value,
         size: usize,
     ) -> Result<(), RequestFailure> {
-        self.seen_pages.insert(self.hash(&at.to_string()));
-        let hashes: Vec<u64> = page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect();
-        page.new = hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
+        if self.seen_pages.len() < self.max_listed {
+            self.seen_pages.insert(self.hash(&at.to_string()));
+        }
+        page.new = self.remember(page.results.iter().map(|(key, _)| self.hash(&keys::text(key))).collect());
         self.distinct += page.new as u64;
         self.total = self.total.or(page.total);
         self.last_total = page.total.or(self.last_total);
@@ -105,6 +135,7 @@ impl Walk {
         }
         if page.next.is_none() {
             page.doubt = match (&pages.total, self.last_total, page.end) {
+                _ if self.is_full => Some(Doubt::TooMany(self.max_listed)),
                 (Some(_), None, _) => Some(Doubt::NoTotal),
                 (Some(_), Some(last), _) => self.fewer_than(last),
                 _ if is_repeated => Some(Doubt::NothingNew),
@@ -114,6 +145,19 @@ impl Walk {
             };
         }
         Ok(())
+    }
+
+    /// Remembers the keys of a page, and returns how many were on no earlier page. Of too many keys, only those of the
+    /// page before are known.
+    fn remember(&mut self, hashes: Vec<u64>) -> usize {
+        self.is_full |= self.listed.len() + hashes.len() > self.max_listed;
+        if !self.is_full {
+            return hashes.into_iter().filter(|hash| self.listed.insert(*hash)).count();
+        }
+        let is_new = |hash: &&u64| !self.listed.contains(hash) && !self.last_page.contains(hash);
+        let new = hashes.iter().filter(is_new).count();
+        self.last_page = hashes.into_iter().collect();
+        new
     }
 
     /// The number may have changed during the walk: the smaller one has to be reached.
@@ -130,7 +174,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::{
-        Doubt::{Fewer, NoTotal, NoWayOn, NothingNew, Stuck},
+        Doubt::{Fewer, NoTotal, NoWayOn, NothingNew, Stuck, TooMany},
         End::{Absent, Stated, Stuck as Lost},
         *,
     };
@@ -205,6 +249,21 @@ mod tests {
             }
             assert_eq!((last, at), (doubt, Value::Null), "{name}");
         }
+    }
+
+    #[test]
+    fn more_results_than_are_remembered_prove_nothing() {
+        let pages = Pages { by: By::Number, more: None, total: None, ends_short: false, is_sized: true };
+        let mut walk = Walk { max_listed: 3, ..Walk::default() };
+        let mut observe = |number: i32, keys: &[i32]| {
+            let mut page = page(keys, Some(number + 1), End::Stated, None);
+            walk.observe(&mut page, &pages, &Value::from(number), 2).unwrap();
+            (page.new, page.next, page.doubt)
+        };
+        assert_eq!(observe(1, &[1, 2]), (2, Some(Value::from(2)), None));
+        assert_eq!(observe(2, &[3, 4]), (2, Some(Value::from(3)), None));
+        assert_eq!(observe(3, &[4, 5]), (1, Some(Value::from(4)), None));
+        assert_eq!(observe(4, &[4, 5]), (0, None, Some(TooMany(3))), "the source repeats its last page");
     }
 
     #[test]
