@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(SYNC_OPERATOR_CACHE)/target
 CLUSTER ?= local
 fault_rounds := cargo test --quiet --test integration -- --ignored --nocapture --exact faults::all_runs_end_correctly_after_random_faults
 
-.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom notices
+.PHONY: help demo demo-down check lint unit one-build check-generated test deny integration faults model test-chart test-e2e test-times test-faults prove-held prove-incremental prove-model prove-restore prove-tenants prove-upgrade bench bench-peers bench-scale bench-http bench-sources generate build image sbom notices
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -67,6 +67,9 @@ prove-model: ## Compare runs with a model in many random cases: CASES=10000 SEED
 
 prove-restore: ## Restore, kill and flush Redis during random runs: ROUNDS=100 SEED=1 (about 20 minutes)
 	@ROUNDS=$${ROUNDS:-100} tests/cluster/with-cluster.sh cargo test --quiet --test integration -- --nocapture restores::restore_storms
+
+prove-tenants: ## Attack the operator as a tenant of one namespace, during 20 schedules of others (7 minutes)
+	@HOSTILE_SECONDS=300 tests/cluster/with-cluster.sh cargo test --quiet --test integration -- --nocapture hostile_tenant
 
 prove-upgrade: ## Upgrade from an earlier release and downgrade again, during runs: FROM=REVISION (default: the last tag)
 	@tests/e2e/upgrade.sh $(FROM)

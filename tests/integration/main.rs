@@ -20,6 +20,7 @@ mod crashes;
 mod crds;
 mod faults;
 mod held;
+mod hostile_tenant;
 mod http;
 mod incremental;
 mod installations;

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     eventually,
-    process::{Process, RESIDENT},
+    process::{PEAK, Process, RESIDENT},
     unique,
 };
 
@@ -35,6 +35,11 @@ impl Operator {
     /// Resident memory in MiB.
     pub fn resident_mib(&self) -> u64 {
         self.process.memory_mib(RESIDENT) as u64
+    }
+
+    /// Peak of the resident memory in MiB.
+    pub fn peak_mib(&self) -> u64 {
+        self.process.memory_mib(PEAK) as u64
     }
 
     /// CPU time so far, of all threads.

@@ -1,6 +1,6 @@
 //! The HTTP sidecar: its router without sockets, on a real API server and Redis; and whole processes under stress.
 
-mod auth;
+pub mod auth;
 mod browser;
 mod dashboard;
 mod edit_schedule;

@@ -108,6 +108,15 @@ impl TestEnv {
         Operator::start(process, &self.name)
     }
 
+    /// Starts `sync-operator COMMAND` for all namespaces of the cluster, with more environment variables. The servers of
+    /// the whole test run have the objects of other tests, so the environment needs an API server of its own.
+    pub fn operator_of_all_namespaces(&self, command: &str, args: &[&str], variables: &[(&str, &str)]) -> Operator {
+        assert_ne!(self.servers.kubeconfig, Servers::shared().kubeconfig);
+        let mut process = self.process(&self.servers, command, args);
+        process.env_remove("WATCH_NAMESPACE").envs(variables.iter().copied());
+        Operator::start(process, &self.name)
+    }
+
     /// Starts `sync-operator COMMAND` with a clock that is off by the seconds in a file.
     pub fn operator_with_clock(&self, servers: &Servers, command: &str, args: &[&str], offset: &Path) -> Operator {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
