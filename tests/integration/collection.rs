@@ -1,6 +1,9 @@
 //! Walking and stamping on a real MongoDB.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use bson::{
     Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, RawDocumentBuf, Regex, Uuid, doc, oid::ObjectId,
@@ -15,7 +18,15 @@ use sync_operator::{
     sync::{Batch, BatchResult, Deployment, Error, Found, RemovalCandidates, SourcePage, TargetCollection},
 };
 
-use crate::support::{eventually, unique, variable};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    servers::address_in,
+    support::{eventually, unique, variable},
+};
 
 struct Sums {
     processed: i64,
@@ -94,6 +105,52 @@ async fn a_lost_cursor_is_opened_again() {
         }
     }
     assert_eq!((processed, killed, stamped(&database, 5000).await), (3000, 1, 3000));
+}
+
+/// Starts a proxy before MongoDB that records all that clients send. Returns the address of the proxy.
+async fn recorder() -> (String, Arc<Mutex<Vec<u8>>>) {
+    let (listener, sent) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let (address, record) = (listener.local_addr().unwrap(), Arc::clone(&sent));
+    let server = address_in(&variable("MONGODB_URI"), "mongodb://");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let record = Arc::clone(&record);
+            tokio::spawn(async move {
+                let (mut from, mut to) = client.into_split();
+                let (mut answers, mut requests) = TcpStream::connect(server).await.unwrap().into_split();
+                tokio::spawn(async move { copy(&mut answers, &mut to).await.ok() });
+                let mut piece = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = from.read(&mut piece).await {
+                    record.lock().unwrap().extend_from_slice(&piece[..length]);
+                    requests.write_all(&piece[..length]).await.unwrap();
+                }
+            });
+        }
+    });
+    (format!("mongodb://{address}/?directConnection=true"), sent)
+}
+
+#[tokio::test]
+async fn mongodb_gets_the_time_limit_of_each_write() {
+    let (database, (uri, sent)) = (database().await, recorder().await);
+    insert(&database, (0..3).map(|id| doc! {"_id": id, "name": "old"}).collect()).await;
+    let deployment = Deployment::new(&uri, database.name(), &[], None).await.unwrap();
+    let limit = [b"\x12maxTimeMS\0".as_slice(), &29_000_i64.to_le_bytes()].concat();
+    for spec in [json!({}), fetching(), whole()] {
+        sent.lock().unwrap().clear();
+        let spec = parse(spec);
+        let at = Timestamp::from_millisecond(1000).unwrap();
+        let target = deployment.target(&spec, "test", at, Timestamp::UNIX_EPOCH).unwrap();
+        let batch = read(&target).await.remove(0);
+        let found = source(&batch, "new");
+        let written =
+            if spec.source.is_some() { target.apply(batch, found, at).await } else { target.write(batch).await };
+        assert_eq!(written.unwrap().updated, 3);
+        assert!(sent.lock().unwrap().windows(limit.len()).any(|bytes| bytes == limit));
+        let reset = doc! {"$set": {"name": "old"}, "$unset": {"_sync": ""}};
+        database.collection::<Document>("users").update_many(doc! {}, reset).await.unwrap();
+    }
+    database.drop().await.unwrap();
 }
 
 async fn stamped(database: &Database, millis: i64) -> u64 {

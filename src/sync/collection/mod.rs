@@ -32,6 +32,8 @@ pub use removal::{RemovalCandidates, States};
 
 /// Longest wait for one answer of MongoDB.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time after which MongoDB ends a write. Otherwise it would continue after the run has given up.
+const WRITE_LIMIT: Duration = Duration::from_secs(29);
 /// Largest update command, below the 16 MiB of a BSON document.
 const MAX_COMMAND: usize = 8 << 20;
 /// Code of an answer about a collection that does not exist.

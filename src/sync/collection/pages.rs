@@ -103,7 +103,7 @@ impl TargetCollection {
         let mut other = None;
         for order in [1, -1] {
             let find = self.collection.find_one(self.selection.clone()).sort(doc! {&self.key: order});
-            let find = find.projection(self.projection());
+            let find = find.projection(self.projection()).max_time(self.read_limit);
             let read =
                 within_limit(self.read_limit, async { Ok(find.await?) }).await?.map(|found| self.read_document(&found));
             match read.map(|read| read.key) {

@@ -120,7 +120,9 @@ impl TargetCollection {
                 "marked": sum(by_this_run),
             }},
         ];
-        let counted = async { Ok(self.collection.aggregate(pipeline).await?.try_collect::<Vec<_>>().await?) };
+        let counted = async {
+            Ok(self.collection.aggregate(pipeline).max_time(self.read_limit).await?.try_collect::<Vec<_>>().await?)
+        };
         let groups = within_limit(self.read_limit, counted).await?;
         let count = |field| groups.first().map_or(0, |group| integer(group, field));
         Ok(States { confirmed: count("confirmed"), unconfirmed: count("unconfirmed"), marked: count("marked") })
@@ -230,7 +232,9 @@ impl TargetCollection {
             doc! {"$group": {"_id": format!("${}", self.key), "ids": {"$push": "$_id"}}},
             doc! {"$match": {"ids.1": {"$exists": true}}},
         ];
-        let found = async { Ok(self.collection.aggregate(pipeline).await?.try_collect::<Vec<_>>().await?) };
+        let found = async {
+            Ok(self.collection.aggregate(pipeline).max_time(self.read_limit).await?.try_collect::<Vec<_>>().await?)
+        };
         let groups = within_limit(self.read_limit, found).await?;
         Ok(groups.iter().filter_map(|group| group.get_array("ids").ok()).flatten().cloned().collect())
     }

@@ -3,7 +3,7 @@
 use bson::{Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, cstr, doc, rawdoc};
 use mongodb::ClientSession;
 
-use super::{TargetCollection, integer, within};
+use super::{TargetCollection, WRITE_LIMIT, integer, within};
 use crate::sync::{Error, error::is_document_error};
 
 /// Conditions that the statements of a batch have in common, in addition to the keys.
@@ -71,7 +71,7 @@ impl TargetCollection {
         self.send(rawdoc! {"update": self.collection.name(), "updates": updates, "ordered": false}, session).await
     }
 
-    /// Sends a command, as [`TargetCollection::update`] does.
+    /// Sends a write command, as [`TargetCollection::update`] does.
     pub(super) async fn command(
         &self,
         command: Document,
@@ -81,6 +81,7 @@ impl TargetCollection {
     }
 
     async fn send(&self, mut command: RawDocumentBuf, session: Option<&mut ClientSession>) -> Result<Document, Error> {
+        command.append(cstr!("maxTimeMS"), WRITE_LIMIT.as_millis() as i64);
         let reply = if let Some(session) = session {
             within(async { Ok(self.database.run_raw_command(command).session(session).await?) }).await?
         } else {
