@@ -23,8 +23,11 @@ use crate::{
         GoDuration, SyncAlert, SyncAlertSpec, SyncAlertStatus, SyncJob, SyncJobSpec, SyncJobStatus, SyncSchedule,
         SyncScheduleSpec, SyncScheduleStatus, truncate,
     },
-    domain::free_form::MAX_LEVELS,
+    domain::free_form::{MAX_BYTES, MAX_LEVELS},
 };
+
+/// Largest spec of an object that is read, in bytes. A spec with the largest free-form fields is smaller.
+const MAX_SPEC: usize = 256 << 10;
 
 /// A kind of this operator.
 pub trait Kind:
@@ -124,11 +127,31 @@ impl<'de, K: Kind> Deserialize<'de> for ReadResult<K> {
         // The text is found without recursion, however deep the object is. Reading it then has serde_json's limit of
         // 128 levels.
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        Ok(serde_json::from_str(text.get()).map_or_else(
-            |error| Self::Unreadable(Box::new(Unreadable { outline: outline(text.get()), reason: reason(&error) })),
-            Self::Object,
-        ))
+        let unreadable = |reason: String| {
+            Self::Unreadable(Box::new(Unreadable { outline: outline(text.get()), reason: unreadable(&reason) }))
+        };
+        Ok(match excess(text.get()) {
+            Some(excess) => unreadable(excess),
+            None => serde_json::from_str(text.get()).map_or_else(|error| unreadable(fault(&error)), Self::Object),
+        })
     }
+}
+
+/// Describes a spec that is too large for the caches, which have all objects of all namespaces.
+fn excess(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Spec<'a> {
+        #[serde(borrow)]
+        spec: Option<&'a RawValue>,
+    }
+    if text.len() <= MAX_SPEC {
+        return None;
+    }
+    let length = serde_json::from_str::<Spec>(text).ok()?.spec?.get().len();
+    let (kib, most, of_field) = (length.div_ceil(1 << 10), MAX_SPEC >> 10, MAX_BYTES >> 10);
+    (length > MAX_SPEC).then(|| {
+        format!("its spec has {kib} KiB, and may have {most}. A free-form field such as target.filter may have {of_field} KiB")
+    })
 }
 
 /// Readable fields of an object that cannot be read as a whole. The rest is skipped without recursion.
@@ -173,17 +196,20 @@ fn outline<K: Kind>(text: &str) -> K {
     K::outline(metadata, status.as_deref().map(RawValue::get))
 }
 
-fn reason(error: &serde_json::Error) -> String {
+fn unreadable(why: &str) -> String {
+    truncate(&format!("This release of the operator cannot read the object, and does not change it: {why}"))
+}
+
+fn fault(error: &serde_json::Error) -> String {
     let text = error.to_string();
     // The line and the column refer to a text that no user sees.
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    let text = match text {
+    match text {
         "recursion limit exceeded" => {
             format!("it is nested too deep. A free-form field such as target.filter may have {MAX_LEVELS} levels")
         }
         text => format!("{text}. Correct it, or upgrade the operator"),
-    };
-    truncate(&format!("This release of the operator cannot read the object, and does not change it: {text}"))
+    }
 }
 
 /// Returns a status, or the readable part of it.
@@ -316,6 +342,20 @@ mod tests {
         let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
         assert!(reasons[0].contains("target.filter may have 32 levels"), "{reasons:?}");
         assert!(reasons[1].contains("unknown variant `Newer`") && !reasons[1].contains("line"), "{reasons:?}");
+    }
+
+    #[test]
+    fn the_spec_of_a_large_object_is_not_read() {
+        let spec = |kib: usize| json!({"target": {"filter": {"a": "x".repeat(kib << 10)}}}).to_string();
+        let read = |text: &str| serde_json::from_str::<ReadResult<SyncJob>>(text).unwrap();
+        let ReadResult::Unreadable(large) = read(&job("large", &spec(900), "{}")) else { panic!("it is read") };
+        assert_eq!((large.outline.name_any().as_str(), &large.outline.spec), ("large", &SyncJobSpec::default()));
+        let expected =
+            "its spec has 901 KiB, and may have 256. A free-form field such as target.filter may have 64 KiB";
+        assert!(large.reason.ends_with(expected), "{}", large.reason);
+        let annotated = json!({"metadata": {"name": "a", "annotations": {"b": "x".repeat(300 << 10)}}, "spec": {}});
+        assert!(matches!(read(&annotated.to_string()), ReadResult::Object(_)));
+        assert!(matches!(read(&job("small", &spec(200), "{}")), ReadResult::Object(_)));
     }
 
     #[test]

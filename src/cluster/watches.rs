@@ -21,6 +21,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Longest duration of a watch before it is resumed. Without data for 5 s longer, the connection counts as broken: no
 /// error is reported when a network loses a connection. The 290 s of kube would leave the caches stale for too long.
 const WATCH: u32 = 30;
+/// Number of objects in a part of a list, of which each may have 1.5 MiB.
+const PAGE: u32 = 50;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Code of a watch that asks for changes which are no longer kept.
@@ -84,7 +86,7 @@ pub fn readable<K: Kind>(event: watcher::Event<ReadResult<K>>) -> Option<watcher
 fn events<K: Kind>(
     api: Api<ReadResult<K>>,
 ) -> impl Stream<Item = watcher::Result<watcher::Event<ReadResult<K>>>> + Send {
-    watcher(api, watcher::Config::default().timeout(WATCH)).backoff(Retry(WATCH_RETRY.0))
+    watcher(api, watcher::Config::default().timeout(WATCH).page_size(PAGE)).backoff(Retry(WATCH_RETRY.0))
 }
 
 fn record_answer<K>(probe: &AvailabilityProbe, event: &watcher::Result<watcher::Event<K>>) {

@@ -384,6 +384,8 @@ fn index_updater(index: Arc<RwLock<RunIndex>>) -> impl FnMut(&watcher::Result<Ev
 fn slim(job: &mut SyncJob) {
     if crate::domain::job::is_finished(job) {
         job.spec.target = crate::api::syncjob::Target::default();
+        job.spec.source = None;
+        job.spec.mapping = Vec::new();
         job.metadata.annotations = None;
         if let Some(status) = &mut job.status {
             status.failures = Vec::new();
