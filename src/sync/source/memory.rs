@@ -98,32 +98,30 @@ impl BatchMemory {
     /// Waits for more memory.
     async fn grow(&self, bytes: usize) -> Result<(), TooMuchMemory> {
         let _waiting = self.waiting.lock().await;
-        let is_beyond = {
-            let held = self.held();
+        {
+            let mut held = self.held();
             if held.bytes + bytes > MAX_OF_BATCH {
                 return Err(TooMuchMemory);
             }
-            held.beyond.is_some()
-        };
+            if held.beyond.is_some() {
+                held.bytes += bytes;
+                return Ok(());
+            }
+        }
         let permits = bytes.min(SHARED) as u32;
         // Both fail only when a semaphore is closed, which never happens.
-        let (shared, beyond) = if is_beyond {
-            (None, None)
-        } else {
-            select! {
-                biased;
-                permit = Arc::clone(&self.budget.shared).acquire_many_owned(permits) => (permit.ok(), None),
-                permit = Arc::clone(&self.budget.beyond).acquire_owned() => (None, permit.ok()),
-            }
+        let (shared, beyond) = select! {
+            biased;
+            permit = Arc::clone(&self.budget.shared).acquire_many_owned(permits) => (permit.ok(), None),
+            permit = Arc::clone(&self.budget.beyond).acquire_owned() => (None, permit.ok()),
         };
         let mut held = self.held();
         held.bytes += bytes;
-        held.beyond = held.beyond.take().or(beyond);
-        if let Some(shared) = shared {
-            match &mut held.shared {
-                Some(before) => before.merge(shared),
-                none => *none = Some(shared),
-            }
+        held.beyond = beyond;
+        match (&mut held.shared, shared) {
+            (Some(before), Some(more)) => before.merge(more),
+            (none @ None, more) => *none = more,
+            (Some(_), None) => {}
         }
         Ok(())
     }
@@ -134,6 +132,10 @@ impl BatchMemory {
         held.bytes = held.bytes.saturating_sub(bytes);
         let excess = held.shared.as_ref().map_or(0, |shared| shared.num_permits().saturating_sub(held.bytes));
         drop(held.shared.as_mut().and_then(|shared| shared.split(excess)));
+        if held.bytes == 0 {
+            // Another batch may continue while this one waits before a retry.
+            held.beyond = None;
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -219,6 +221,17 @@ mod tests {
         drop(first);
         assert_eq!(second.grow(20).now_or_never(), Some(Ok(())));
         assert!(second.held().beyond.is_none());
+    }
+
+    #[test]
+    fn a_batch_without_memory_lets_another_one_continue() {
+        let [first, second, third] = batches(10);
+        assert_eq!(third.grow(10).now_or_never(), Some(Ok(())));
+        let mut failed = first.of_request();
+        assert_eq!(failed.grow(5).now_or_never(), Some(Ok(())));
+        assert_eq!(second.grow(5).now_or_never(), None);
+        drop(failed);
+        assert_eq!(second.grow(5).now_or_never(), Some(Ok(())));
     }
 
     #[test]
