@@ -21,8 +21,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Longest duration of a watch before it is resumed. Without data for 5 s longer, the connection counts as broken: no
 /// error is reported when a network loses a connection. The 290 s of kube would leave the caches stale for too long.
 const WATCH: u32 = 30;
-/// Number of objects in a part of a list, of which each may have 1.5 MiB.
-const PAGE: u32 = 50;
+/// Number of objects in a part of a list. Each may have 1.5 MiB, and takes several times as much while it is read.
+const PAGE: u32 = 10;
 const WATCH_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Code of a watch that asks for changes which are no longer kept.
