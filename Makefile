@@ -42,7 +42,7 @@ unit: ## Run the tests that need no servers
 # More threads than cores, because a test waits for more than half of its time.
 integration: ## Run the tests of whole processes with a real API server, Redis and MongoDB
 	@cargo test --quiet --test integration --no-run
-	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration -- --test-threads 4
+	tests/cluster/with-cluster.sh tests/scripts/timed.sh integration --test integration -- --test-threads 3
 
 faults: ## Run three rounds of random faults against whole processes
 	@ROUNDS=3 $(fault_rounds)

@@ -41,7 +41,7 @@ async fn documents(database: &Database, collection: &str) -> Vec<Document> {
         }
         for (_, state) in document.get_document_mut("_sync").map(Document::iter_mut).into_iter().flatten() {
             let state = state.as_document_mut().unwrap();
-            for field in ["at", "none", "gone"] {
+            for field in ["at", "none", "failed", "gone"] {
                 state.get_mut(field).into_iter().for_each(|time| *time = "a time".into());
             }
         }
